@@ -1,0 +1,55 @@
+# Two commands do all: `make demo` shows what this template gives, `make test` proves it.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check clean
+
+TOOLS := .venv
+READY := $(TOOLS)/.ready
+PROJECT := demo/my-project
+ARGS ?=
+TEMPLATE := $(shell find cookiecutter.json hooks ml_template '{{cookiecutter.project_slug}}' -type f | grep -v ' ')
+
+# the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python,\
+	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print('$(p)')" 2>/dev/null)))
+
+export PYTHONDONTWRITEBYTECODE := 1  # cookiecutter would copy __pycache__ into projects
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+demo: demo/.generated ## generate a project in demo/, set it up, train it on real data, say where to look
+	@$(MAKE) --no-print-directory -C $(PROJECT) setup data train evaluate
+	@echo
+	@echo "The project is in $(PROJECT). Compare its runs in the browser:"
+	@echo "  make -C $(PROJECT) mlflow"
+
+test: $(READY) ## set up and run all tests, with a training from end to end
+	@$(TOOLS)/bin/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## the tests that need no torch: under 3 minutes
+	@$(TOOLS)/bin/python -m pytest -m "not slow" $(ARGS)
+
+check: $(READY) ## look for mistakes: ruff, mypy
+	$(TOOLS)/bin/ruff check .
+	$(TOOLS)/bin/ruff format --check .
+	$(TOOLS)/bin/mypy
+
+clean: ## remove everything that make made
+	rm -rf $(TOOLS) demo .*_cache
+
+demo/.generated: $(READY) $(TEMPLATE)
+	@echo "== Generating a project with default answers in $(PROJECT)"
+	@rm -rf $(PROJECT) demo/template
+	@mkdir -p demo/template
+	@# cookiecutter copies the whole folder first, and .venv and demo with it; from here it has little to copy
+	@cp -R cookiecutter.json hooks ml_template '{{cookiecutter.project_slug}}' demo/template
+	@$(TOOLS)/bin/cookiecutter demo/template --no-input --default-config --output-dir demo
+	@touch $@
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python from 3.11 to 3.13 was found. Install one, or name it: make demo PYTHON=..." >&2; exit 1; }
+	@echo "== Making the tools of the template in $(TOOLS) with $(PYTHON)"
+	@rm -rf $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS) || { rm -rf $(TOOLS); echo "error: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@touch $@

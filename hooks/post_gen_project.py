@@ -1,0 +1,54 @@
+"""Keep the chosen variants, rename the package, say what to do next. Fast, offline, the same every time."""
+
+import sys
+
+sys.path.pop(0)  # the temporary folder this file lies in: a stray json.py there would hide Python's own
+
+import json  # noqa: E402
+import shutil  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+PLACEHOLDER = "ml_project"
+
+
+def keep(chosen: Path, among: Path) -> None:
+    """Move the content of the chosen folder to the project's top and delete the others."""
+    for source in sorted(chosen.rglob("*")):
+        if source.is_file():
+            target = Path(source.relative_to(chosen))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+    shutil.rmtree(among)
+
+
+def rename_package(name: str) -> None:
+    for file in sorted(Path().rglob("*")):
+        if file.is_file() and file.name != "LICENSE":  # there the word can only be somebody's name
+            content = file.read_bytes()
+            file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
+    Path("src", PLACEHOLDER).rename(Path("src", name))
+
+
+def next_steps() -> str:
+    chosen = [
+        f"  {question:15} {ANSWERS[question]:6} {ANSWERS.get('__why_' + question, 'as you chose')}"
+        for question in ("python_version", "env_manager", "cuda")
+    ]
+    return "\n".join(
+        [
+            "",
+            f"{ANSWERS['project_slug']} is ready:",
+            *chosen,
+            "",
+            f"  cd {Path.cwd().name}",
+            "  make setup data train evaluate",
+            "",
+        ]
+    )
+
+
+keep(Path("env", ANSWERS["env_manager"]), among=Path("env"))
+keep(Path("licenses", ANSWERS["license"]), among=Path("licenses"))
+rename_package(ANSWERS["package_name"])
+print(next_steps().encode("ascii", "replace").decode())

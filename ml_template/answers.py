@@ -1,0 +1,141 @@
+"""From answers to values: `auto` becomes a concrete choice with its reason, bad answers are refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+import runpy
+import sys
+import unicodedata
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_project.py replaces it
+FREE_TEXT = ("project_name", "description", "author_name", "author_email")
+# what the generated project imports: a package of the same name would hide it
+DEPENDENCIES = frozenset(
+    "conf dvc hydra lightning matplotlib mlflow mypy numpy omegaconf pandas pil pip pytest pytorch_lightning ray ruff "
+    "scipy setuptools sklearn src tensorboard test tests torch torchmetrics torchvision wheel yaml".split()
+)
+WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
+
+Cookiecutter = MutableMapping[str, Any]
+
+
+class Refused(ValueError):
+    """A bad answer: the question, what was answered, what is wanted, what to do."""
+
+
+def slug(text: str) -> str:
+    """`L'Ete 2` -> `l-ete-2`: letters, digits and dashes; never empty."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:63].strip("-") or "my-project"
+
+
+def package(text: str) -> str:
+    """`3d-vision` -> `p_3d_vision`: a name that Python can import."""
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return (name if name[:1].isalpha() else f"p_{name}")[:63].strip("_")
+
+
+def lit(value: object) -> str:
+    """The inside of a double-quoted string, right in Python, TOML, YAML and JSON alike.
+
+    Characters that do not print are escaped; the placeholder too, so that the package's renaming leaves text alone.
+    """
+    text = json.dumps(str(value), ensure_ascii=False)[1:-1]
+    escaped = "".join(c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in text)
+    return escaped.replace(PLACEHOLDER, PLACEHOLDER.replace("_", "\\u005f"))
+
+
+def md(value: object) -> str:
+    """Text in Markdown that stays text: no emphasis, link, code or HTML comes of it."""
+    return re.sub(r"([\\`*_<>\[\]{}|&~$#])", r"\\\1", str(value))
+
+
+def resolve(answers: Cookiecutter) -> str:
+    """Put a concrete value in the place of each `auto`, and refuse bad answers.
+
+    Changes `answers` in place, before anything is rendered, so that files, hooks and the replay file agree.
+    """
+    machine = runpy.run_path(str(Path(__file__).with_name("machine.py")))
+    for question, recommended in machine["recommend"]().items():
+        if answers[question] == "auto":
+            answers[question] = recommended.answer
+            answers[f"__why_{question}"] = recommended.reason
+    validate(answers)
+    build = answers["_builds"][answers["cuda"]]
+    answers["__torch_version"] = build["tested"]
+    answers["__torch_range"] = build["torch"]
+    answers["__torch_index"] = f"{answers['pytorch_index'].rstrip('/')}/{build['index']}"
+    answers["__license_id"] = "LicenseRef-Proprietary" if answers["license"] == "Proprietary" else answers["license"]
+    return ""
+
+
+def validate(answers: Cookiecutter) -> str:
+    """Refuse bad answers; also called by the pre_gen hook, because a replay file reaches it unasked.
+
+    Raises:
+        cookiecutter.exceptions.FailedHookException: which cookiecutter prints as one line, with exit status 1.
+    """
+    try:
+        _check(answers)
+    except Refused as refusal:
+        from cookiecutter.exceptions import FailedHookException
+
+        raise FailedHookException(str(refusal)) from None
+    return ""
+
+
+def _check(answers: Cookiecutter) -> None:
+    for question in FREE_TEXT:
+        text = str(answers[question])
+        bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+        if bad is not None:
+            raise Refused(f"{question} must be one line of text, got the control character {bad!a}. Leave it out.")
+        if not text.strip():
+            raise Refused(f"{question} is empty. Give it a value, or press Enter to take the suggestion.")
+        if len(text) > 200:
+            raise Refused(f"{question} must have at most 200 characters, got {len(text)}. Shorten it.")
+    _check_slug(str(answers["project_slug"]))
+    _check_package(str(answers["package_name"]))
+    index = str(answers["pytorch_index"])
+    if not re.fullmatch(r"(https?|file)://[!-~]+", index) or re.search(r"[\"'\\`${}\s]", index):
+        raise Refused(
+            f"pytorch_index must be an address such as https://download.pytorch.org/whl, got {index!a}. "
+            "Press Enter to take the official one."
+        )
+
+
+def _check_slug(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise Refused(
+            "project_slug names a folder: 1 to 63 small letters, digits and dashes, a dash neither first nor last, "
+            f"got {name!a}. Try {slug(name)}."
+        )
+    if name in WINDOWS_DEVICES:
+        raise Refused(f"project_slug {name} is a device on Windows, where no folder can have this name. Try {name}-1.")
+
+
+def _check_package(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+        raise Refused(
+            "package_name must be 1 to 63 small letters, digits and underscores, a letter first, "
+            f"got {name!a}. Try {package(slug(name))}."
+        )
+    taken = {
+        "a keyword of Python": keyword.iskeyword(name) or keyword.issoftkeyword(name),
+        "a module of Python's standard library": name in sys.stdlib_module_names,
+        "a package the project itself uses": name in DEPENDENCIES,
+        "a device on Windows": name in WINDOWS_DEVICES,
+        "the template's own placeholder": name == PLACEHOLDER,
+    }
+    for what, is_so in taken.items():
+        if is_so:
+            raise Refused(f"package_name {name} is {what}. Try {name}_project.")
+
+
+FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md}
+GLOBALS = {"resolve": resolve, "validate": validate}

@@ -1,0 +1,1 @@
+"""A machine-learning project: prepare the data, train, evaluate, predict."""

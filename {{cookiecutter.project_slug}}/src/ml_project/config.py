@@ -1,0 +1,113 @@
+"""What the settings in `conf/` may be: checked before torch is imported.
+
+The YAML files are the only list of settings; the type of a setting is the type of its default.
+What a type cannot say stands in LIMITS.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .errors import UserError
+
+CONF = Path(__file__).parent / "conf"
+COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+LIMITS: dict[str, list[tuple[str, float]]] = {
+    "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
+    "data.batch_size": [(">=", 1)],
+    "data.num_workers": [(">=", 0)],
+    "model.channels": [(">=", 1)],
+    "model.hidden": [(">=", 1)],
+    "model.dropout": [(">=", 0), ("<", 1)],
+    "optim.lr": [(">", 0)],
+    "optim.momentum": [(">=", 0), ("<", 1)],
+    "optim.weight_decay": [(">=", 0)],
+    "trainer.max_epochs": [(">=", 1)],
+    "split_seed": [(">=", 0), ("<=", 2**32 - 1)],
+    "val_fraction": [(">", 0), ("<", 1)],
+    "test_fraction": [(">", 0), ("<", 1)],
+}
+
+
+def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> None:
+    """Refuse a setting of the wrong type or out of its range.
+
+    Args:
+        cfg: the composed configuration.
+        config_name: the program, `train` or `prepare`.
+        overrides: what was typed, such as `optim.lr=0.01`; each is compared with the type of its default.
+
+    Raises:
+        UserError: names the setting, what it must be, and what it is.
+    """
+    settings = dict(flatten(cfg))
+    for key, default in _typed_defaults(config_name, overrides):
+        if key in settings and not _same_type(settings[key], default):
+            raise UserError(f"{key} must be {_kind(default)} such as {default}, got {settings[key]!r}.")
+    for key, limits in LIMITS.items():
+        if key not in settings:
+            continue
+        value = settings[key]
+        wanted = " and ".join(f"{sign} {limit}" for sign, limit in limits)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{key} must be a number {wanted}, got {value!r}.")
+        if not all(COMPARE[sign](value, limit) for sign, limit in limits):
+            raise UserError(f"{key} must be {wanted}, got {value}.")
+    name = settings.get("experiment_name", "x")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
+        raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
+
+
+def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted key, value), interpolations resolved."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration as `python -m ml_project.<config_name>` composes it; for tests and notebooks too."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():  # inside the program
+        return hydra.compose(config_name, overrides=list(overrides))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def _typed_defaults(config_name: str, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(key, default) of each setting typed on the command line, under the groups chosen there."""
+    typed = [re.split(r"[=@]", override, maxsplit=1)[0] for override in overrides]
+    groups = [o for key, o in zip(typed, overrides, strict=True) if (CONF / key.lstrip("+~")).is_dir()]
+    if len(groups) < len(overrides):
+        for key, default in flatten(compose(config_name, groups)):
+            if key in typed:
+                yield key, default
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or value is None:
+        return True  # None says nothing about the type
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false,", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), type(value).__name__)

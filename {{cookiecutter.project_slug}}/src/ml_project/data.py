@@ -1,0 +1,147 @@
+"""The data as batches of tensors.
+
+Legend: N images of a split, B of a batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .errors import UserError
+from .prepare import sha256
+
+Batch = tuple[Tensor, Tensor]  # images_BCHW float32 in 0..1, labels_B int64
+
+
+class ImageSplit(Dataset[Batch]):
+    """One split, in memory. Images float32 N C H W in 0..1, labels int64 N."""
+
+    def __init__(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
+        self.images_NCHW = images_NCHW
+        self.labels_N = labels_N
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.images_NCHW[index], self.labels_N[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A whole batch in one indexing step: for data in memory far quicker than image by image."""
+        chosen = torch.as_tensor(indices)
+        return self.images_NCHW[chosen], self.labels_N[chosen]
+
+
+class ImageData(pl.LightningDataModule):
+    """Reads what `prepare` wrote.
+
+    Args:
+        folder: holds train.npz, val.npz, test.npz and split.json.
+        image_shape: channels, height, width that the model expects.
+        num_classes: labels are 0 .. num_classes - 1.
+        batch_size: images a step on each device.
+        num_workers: processes that load batches; 0 loads in the training process.
+        seed: of the order of the training images, together with the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        image_shape: Sequence[int],
+        num_classes: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def split(self, name: str) -> ImageSplit:
+        """The split `train`, `val` or `test`.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit `image_shape` and `num_classes`.
+        """
+        file = self.folder / f"{name}.npz"
+        record = self.folder / "split.json"
+        for needed in (file, record):
+            if not needed.is_file():
+                raise UserError(f"{needed.as_posix()} does not exist. Run: make data")
+        try:
+            wanted = json.loads(record.read_text(encoding="utf-8"))["sha256"][name]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{record.as_posix()} is damaged. Run: make data") from None
+        if sha256(file) != wanted:
+            raise UserError(
+                f"{file.as_posix()} is damaged: its SHA-256 is not the one in {record.name}. Run: make data"
+            )
+        images_NCHW, labels_N = read_npz(file)
+        if images_NCHW.shape[1:] != self.image_shape:
+            shape = list(images_NCHW.shape[1:])
+            raise UserError(f"data.image_shape is {list(self.image_shape)}, but the images in {file} are {shape}.")
+        if labels_N.min() < 0 or labels_N.max() >= self.num_classes:
+            largest = int(labels_N.max())
+            raise UserError(f"data.num_classes is {self.num_classes}, but {file} has the label {largest}.")
+        return ImageSplit(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        split = self.split("train")
+        trainer = self.trainer
+        # the order follows from seed and epoch alone, so a continued run sees the same
+        order: DistributedSampler[Batch] = DistributedSampler(
+            split,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.seed,
+        )
+        return self._loader(split, order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.split("val"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.split("test"))
+
+    def _loader(self, split: ImageSplit, order: DistributedSampler[Batch] | None = None) -> DataLoader[Batch]:
+        return DataLoader(
+            split,
+            batch_size=self.batch_size,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_it_is,  # __getitems__ has made the batch already
+            generator=torch.Generator().manual_seed(self.seed),  # leaves PyTorch's global random state alone
+        )
+
+
+def read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """`images` (float32) and `labels` (int64) of one split's file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{file.as_posix()} is damaged: it holds no arrays `images` and `labels`.") from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,107 @@
+"""Mistakes a user can mend, told in one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Of all OSErrors, those that the user mends outside the program; others are bugs and keep their traceback.
+OS_ERRORS = {
+    errno.ENOSPC: "the disk is full. Free some space",
+    errno.EDQUOT: "the disk quota is used up. Free some space",
+    errno.EROFS: "the file system is read-only. Choose another folder",
+    errno.EACCES: "permission denied. Choose another folder, or change its owner",
+    errno.EPERM: "permission denied. Choose another folder, or change its owner",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another folder",
+}
+
+
+class UserError(ValueError):
+    """Shown to the user as it is: what is wrong, what was found, what was wanted, what to do."""
+
+
+@contextmanager
+def one_sentence(config_name: str = "train") -> Iterator[None]:
+    """Turn a user's mistake into one line on stderr and exit status 1; let every other error through."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own paragraphs
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell reports for Ctrl-C
+    except Exception as error:
+        if logging.getLogger().handlers:
+            logging.getLogger(__name__).exception("stopped")  # the whole traceback, into train.log
+        sentence = explain(error, config_name)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException, config_name: str = "train") -> str | None:
+    """The sentence for this error, or None if it is not the user's to mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    return _explain_hydra(error, config_name) or _explain_disk(error)
+
+
+def _explain_hydra(error: BaseException, config_name: str) -> str | None:
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options)
+        nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0) or options
+        return f"{group}={choice} is not one of the choices: {', '.join(options)}. Try {group}={nearest[0]}."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not a setting. Write key=value, for example optim.lr=0.01."
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _explain_unknown_key(str(cause.full_key or cause.key), config_name)
+    if isinstance(error, InstantiationException):
+        return None  # something in the project's own classes: the traceback tells more
+    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error, "hydra."):
+        lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
+        return ". ".join(line.rstrip(".") for line in lines if line and line != "None") + "."
+    return None
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    """Hydra's own checks raise plain ValueErrors, too."""
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and name.startswith(package)
+
+
+def _explain_unknown_key(key: str, config_name: str) -> str:
+    from .config import compose, flatten
+
+    known = [name for name, _ in flatten(compose(config_name))]
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
+    return f"{key} is not a setting. {hint} (To add a new key, write +{key}=...)"
+
+
+def _explain_disk(error: BaseException | None) -> str | None:
+    """Look through the chain of causes: libraries wrap the error of the operating system in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OS_ERRORS:
+            return f"{error.filename or 'writing'}: {OS_ERRORS[error.errno]}, then start again."
+        if "database or disk is full" in str(error):
+            return f"MLflow's database: {OS_ERRORS[errno.ENOSPC]}, then start again."
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,85 @@
+"""The models: plain PyTorch, images in, logits out.
+
+Legend: B batch, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class CNN(nn.Module):
+    """Three convolutions for small images; the pooled 2 x 2 map keeps roughly where a stroke is.
+
+    Args:
+        image_shape: C, H, W; H and W at least 4.
+        num_classes: K.
+        channels: of the first convolution; the others have twice as many.
+        dropout: share of the last features that is dropped in training.
+
+    Raises:
+        ValueError: the images are too small.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        in_channels, height, width = image_shape
+        if min(height, width) < 4:
+            raise ValueError(f"CNN needs images of at least 4 x 4 pixels, got {height} x {width}. Try model=mlp.")
+        self.features = nn.Sequential(
+            *_convolution(in_channels, channels),
+            *_convolution(channels, 2 * channels),
+            nn.MaxPool2d(2),
+            *_convolution(2 * channels, 2 * channels),
+            nn.AdaptiveAvgPool2d(2),
+        )
+        self.classify = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * 2 * 2 * channels, num_classes),
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits, float32, B K."""
+        logits_BK: Tensor = self.classify(self.features(images_BCHW))
+        return logits_BK
+
+
+class MLP(nn.Module):
+    """Two hidden layers that know nothing of neighbouring pixels: the baseline a CNN must beat.
+
+    Args:
+        image_shape: C, H, W.
+        num_classes: K.
+        hidden: width of each hidden layer.
+        dropout: share of each hidden layer that is dropped in training.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        in_channels, height, width = image_shape
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(in_channels * height * width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits, float32, B K."""
+        logits_BK: Tensor = self.layers(images_BCHW)
+        return logits_BK
+
+
+def _convolution(in_channels: int, out_channels: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),  # the norm has a bias
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]

@@ -1,0 +1,59 @@
+"""The configuration: every choice composes, every mistake gets one sentence before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra.utils import get_object
+
+from ml_project.config import CONF, LIMITS, compose, flatten
+
+CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted(CONF.glob("*/*.yaml"))]
+
+MISTAKES = {
+    "optim.lrr=0.1": "optim.lrr is not a setting. Did you mean optim.lr? (To add a new key, write +optim.lrr=...)",
+    "model=cmn": "model=cmn is not one of the choices: cnn, mlp. Try model=cnn.",
+    "modell=cnn": "modell is not a setting.",
+    "optim.lr=fast": "optim.lr must be a number such as 0.003, got 'fast'.",
+    "trainer.max_epochs=1.5": "trainer.max_epochs must be a whole number such as 15, got 1.5.",
+    "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
+    "optim.lr=-1": "optim.lr must be > 0, got -1.",
+    "model.dropout=1": "model.dropout must be >= 0 and < 1, got 1.",
+    "data.batch_size=null": "data.batch_size must be a number >= 1, got None.",
+    "experiment_name=a/b": "experiment_name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'.",
+    "optim.lr": "'optim.lr' is not a setting. Write key=value, for example optim.lr=0.01.",
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_names_things_that_exist(choice: str) -> None:
+    settings = dict(flatten(compose("train", [choice])))
+    for key, value in settings.items():
+        if key.endswith("_target_"):
+            assert callable(get_object(value)), key
+
+
+@pytest.mark.parametrize(("typed", "sentence"), MISTAKES.items())
+def test_a_mistake_gets_one_sentence_before_torch_is_imported(typed: str, sentence: str) -> None:
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train', {typed!r}]\n"
+        "try: runpy.run_module('ml_project.train', run_name='__main__', alter_sys=True)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent.parent)}
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    lines = [line for line in answer.stderr.splitlines() if line.strip()]
+    assert answer.returncode == 1
+    assert answer.stdout == "False\n"
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith(f"error: {sentence}")
+
+
+def test_every_limit_is_of_a_setting_that_exists() -> None:
+    known = {key for choice in CHOICES for key, _ in flatten(compose("train", [choice]))}
+    known |= {key for key, _ in flatten(compose("prepare"))}
+    assert LIMITS.keys() <= known

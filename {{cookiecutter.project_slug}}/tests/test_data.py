@@ -1,0 +1,94 @@
+"""The data: split once, disjoint, checksummed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_project.config import compose
+from ml_project.data import ImageData
+from ml_project.errors import UserError
+from ml_project.prepare import prepare
+from ml_project.train import build_data
+
+SPLITS = ("train", "val", "test")
+FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.2}
+
+
+@pytest.fixture
+def data() -> ImageData:
+    return build_data(compose("train", ["data.batch_size=32"]))
+
+
+def rows(folder: Path) -> dict[str, np.ndarray]:
+    return {name: np.load(folder / f"{name}.npz")["rows"] for name in SPLITS}
+
+
+def test_every_image_is_in_exactly_one_split(processed: Path) -> None:
+    together = np.concatenate(list(rows(processed).values()))
+    assert sorted(together) == list(range(1797))
+
+
+def test_splits_have_the_shares_asked_for(processed: Path) -> None:
+    counts = {name: len(chosen) for name, chosen in rows(processed).items()}
+    assert counts == {"train": 1167, "val": 270, "test": 360}
+
+
+def test_the_seed_alone_decides_the_split(processed: Path, tmp_path: Path) -> None:
+    for seed, same in ((0, True), (1, False)):
+        prepare(tmp_path / str(seed), split_seed=seed, **FRACTIONS)
+        files = [(tmp_path / str(seed) / f"{name}.npz").read_bytes() for name in SPLITS]
+        assert (files == [(processed / f"{name}.npz").read_bytes() for name in SPLITS]) is same
+
+
+def test_batches_have_the_configured_shape_and_range(data: ImageData) -> None:
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (32, 1, 8, 8)
+    assert labels.shape == (32,)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_the_order_changes_with_the_epoch_and_comes_back(data: ImageData) -> None:
+    loader = data.train_dataloader()
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        orders.append(list(loader.sampler))
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_missing_data_says_what_to_run(data: ImageData) -> None:
+    (data.folder / "train.npz").unlink()
+    with pytest.raises(UserError, match=r"^data/processed/train.npz does not exist. Run: make data$"):
+        data.split("train")
+
+
+def test_a_damaged_file_is_found(data: ImageData) -> None:
+    with (data.folder / "val.npz").open("r+b") as file:
+        file.write(b"x")
+    sentence = "data/processed/val.npz is damaged: its SHA-256 is not the one in split.json. Run: make data"
+    with pytest.raises(UserError) as error:
+        data.split("val")
+    assert str(error.value) == sentence
+
+
+def test_a_damaged_record_is_found(data: ImageData) -> None:
+    (data.folder / "split.json").write_text(json.dumps({"sha256": {}}))
+    with pytest.raises(UserError, match=r"^data/processed/split.json is damaged. Run: make data$"):
+        data.split("val")
+
+
+def test_data_that_do_not_fit_the_model_are_refused(data: ImageData) -> None:
+    data.image_shape = (3, 8, 8)
+    with pytest.raises(UserError, match=r"data.image_shape is \[3, 8, 8\], but the images in .* are \[1, 8, 8\]"):
+        data.split("val")
+
+
+def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"val_fraction \+ test_fraction must be < 1, got 0.5 \+ 0.5"):
+        prepare(tmp_path / "new", split_seed=0, val_fraction=0.5, test_fraction=0.5)
+    assert not (tmp_path / "new").exists()

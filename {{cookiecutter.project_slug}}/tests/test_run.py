@@ -1,0 +1,158 @@
+"""A run from start to end: reproducible, continuable, recorded, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import weights
+from mlflow import MlflowClient
+from PIL import Image
+
+from ml_project.errors import UserError, explain
+from ml_project.evaluate import evaluate
+from ml_project.predict import predict
+from ml_project.run import Run, find, load_config
+
+Train = Callable[..., Run]
+
+
+def test_same_seed_same_weights(run_training: Train) -> None:
+    first, second = (weights(run_training("trainer.max_epochs=2", "seed=3")) for _ in range(2))
+    other = weights(run_training("trainer.max_epochs=2", "seed=4"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_continued_run_equals_a_straight_run(run_training: Train) -> None:
+    straight = run_training("trainer.max_epochs=4")
+    stopped = run_training("trainer.max_epochs=2")
+    continued = run_training(f"run_dir={stopped.folder}", "trainer.max_epochs=4")
+    assert continued == stopped
+    one, other = weights(straight), weights(continued)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("history.csv", "metrics.json"):
+        assert (straight.folder / name).read_text() == (continued.folder / name).read_text()
+
+
+def test_a_run_is_continued_with_its_own_settings(run_training: Train) -> None:
+    stopped = run_training("trainer.max_epochs=1", "model=mlp", "optim.lr=0.01")
+    continued = run_training(f"run_dir={stopped.folder}", "trainer.max_epochs=2")
+    cfg = load_config(continued)
+    assert (cfg.model._target_.split(".")[-1], cfg.optim.lr, cfg.trainer.max_epochs) == ("MLP", 0.01, 2)
+
+
+def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1")
+    before = run.config.read_text()
+    with pytest.raises(UserError) as error:
+        run_training(f"run_dir={run.folder}", "optim.lr=0.5")
+    assert str(error.value).startswith(f"optim.lr is 0.003 in the run {run.folder}, got 0.5: ")
+    with pytest.raises(UserError, match=r"^model._target_ is \w+.model.CNN in the run"):
+        run_training(f"run_dir={run.folder}", "model=mlp")
+    assert run.config.read_text() == before
+
+
+def test_a_run_folder_holds_what_it_promises(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", "tracking=mlflow")
+    assert re.fullmatch(r"runs/digits/\d{8}-\d{6}\.\d{6}-[0-9a-f]{6}", run.folder.as_posix())
+    names = {file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*") if file.is_file()}
+    assert {re.sub(r"events.*", "events", name) for name in names} == {
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "history.csv", "learning_curve.png",
+        "metrics.json", "mlflow_run_id", "tensorboard/events", "tensorboard/hparams.yaml", "train.log",
+    }  # fmt: skip
+    assert "epoch 2 of 2" in (run.folder / "train.log").read_text()
+
+
+def test_mlflow_has_settings_metrics_and_files_and_one_run_after_continuing(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
+    evaluate(run)
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (record,) = client.search_runs([experiment.experiment_id])
+    assert record.info.status == "FINISHED"
+    assert record.info.run_id == run.mlflow_run_id.read_text().strip()
+    assert record.data.params["optim.lr"] == "0.003"
+    assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= record.data.metrics.keys()
+    assert len(client.get_metric_history(record.info.run_id, "val/loss")) == 2
+    artifacts = {file.path for file in client.list_artifacts(record.info.run_id)}
+    assert {"best.ckpt", "config.yaml", "learning_curve.png", "confusion_matrix.png"} <= artifacts
+
+
+def test_evaluate_and_predict_agree(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
+    metrics = evaluate(run)
+    answers = [label for _, _, label, _ in predict(run, [Path("data/processed/test.npz")])]
+    table = (run.folder / "test_predictions.csv").read_text().split()[1:]
+    assert answers == [int(line.split(",")[1]) for line in table]
+    right = sum(line.split(",")[0] == line.split(",")[1] for line in table) / len(table)
+    assert metrics["test/accuracy"] == pytest.approx(right)
+    assert json.loads((run.folder / "test_metrics.json").read_text()) == metrics
+
+
+def test_predict_takes_pictures(run_training: Train, tmp_path: Path) -> None:
+    run = run_training("trainer.max_epochs=1")
+    Image.new("RGB", (30, 40), "white").save(tmp_path / "picture.png")
+    ((_, index, label, probability),) = predict(run, [tmp_path / "picture.png"])
+    assert index == 0
+    assert 0 <= label < 10
+    assert 0 < probability <= 1
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    (None, "x.png does not exist. Give image files, .npy or .npz."),
+    ("text", "x.png is neither an image nor an array `images`. Give image files, .npy or .npz."),
+])  # fmt: skip
+def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | None, sentence: str) -> None:
+    run = run_training("trainer.max_epochs=1")
+    if content is not None:
+        Path("x.png").write_text(content)
+    with pytest.raises(UserError) as error:
+        list(predict(run, [Path("x.png")]))
+    assert str(error.value) == sentence
+
+
+def test_the_newest_run_is_found(run_training: Train) -> None:
+    with pytest.raises(UserError, match=r"there is no trained run in .*runs. Run: make train"):
+        find(None)
+    run_training("trainer.max_epochs=1")
+    newest = run_training("trainer.max_epochs=1", "experiment_name=other")
+    assert find(None) == newest
+
+
+def test_a_checkpoint_of_another_model_is_refused(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1")
+    run.config.write_text(run.config.read_text().replace("channels: 16", "channels: 8"))
+    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ, first "):
+        evaluate(run)
+    with pytest.raises(UserError, match=r"last.ckpt is of another model: \d+ layers differ, first "):
+        run_training(f"run_dir={run.folder}")
+
+
+def test_a_damaged_checkpoint_is_refused(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1")
+    run.best.write_bytes(run.best.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best.ckpt is damaged: it cannot be read as a checkpoint."):
+        evaluate(run)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(run_training: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^data is not the folder of a run: it has no config.yaml."):
+        run_training("run_dir=data")
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["processed"]
+
+
+def test_a_folder_that_cannot_be_written_gets_one_sentence(run_training: Train) -> None:
+    Path("file").touch()
+    with pytest.raises(OSError, match="Not a directory") as error:
+        run_training("run_dir=file/run")
+    sentence = explain(error.value)
+    assert sentence is not None
+    assert "a part of this path is a file, not a folder. Choose another folder, then start again." in sentence
