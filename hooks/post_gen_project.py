@@ -4,9 +4,9 @@ import sys
 
 sys.path.pop(0)  # the temporary folder this file lies in: a stray json.py there would hide Python's own
 
-import json  # noqa: E402
-import shutil  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import shutil
+from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 PLACEHOLDER = "ml_project"

@@ -16,8 +16,8 @@ PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_proje
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 # what the generated project imports: a package of the same name would hide it
 DEPENDENCIES = frozenset(
-    "conf dvc hydra lightning matplotlib mlflow mypy numpy omegaconf pandas pil pip pytest pytorch_lightning ray ruff "
-    "scipy setuptools sklearn src tensorboard test tests torch torchmetrics torchvision wheel yaml".split()
+    """conf dvc hydra lightning matplotlib mlflow mypy numpy omegaconf pandas pil pip pytest pytorch_lightning ray ruff
+    scipy setuptools sklearn src tensorboard test tests torch torchmetrics torchvision wheel yaml""".split()  # noqa: SIM905
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 

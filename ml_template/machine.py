@@ -1,6 +1,6 @@
 """What this machine recommends for each `auto`, with the reason.
 
-    python -m ml_template.machine
+python -m ml_template.machine
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Train and evaluate with several seeds: what a configuration reaches, and how much of that is luck.
 
     python scripts/seeds.py 10 model=mlp optim.lr=0.01
+
+The runs stay in `runs/seeds/`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PIP = "pip>=25.1,<27"
 READY = VENV / ".ready"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
@@ -57,6 +58,7 @@ def install_torch(config: dict[str, str]) -> None:
     build = config["cuda"]
     # PyTorch's wheels for the Mac have one build, without a mark
     requirement = f"torch=={config['torch']}" + ("" if sys.platform == "darwin" else f"+{build}")
+    pip("install", "--quiet", "--upgrade", PIP, quiet_errors=True)  # an older one does, without its progress bar
     step(f"Installing {requirement}")
     if pip("install", requirement, quiet_errors=True) == 0:
         return
@@ -70,14 +72,15 @@ def install_torch(config: dict[str, str]) -> None:
 
 
 def check_torch(config: dict[str, str]) -> None:
-    """Compare the PyTorch that is there with the one that was asked for; "cpu" is what a build without CUDA says."""
+    """Compare the PyTorch that came with the one that was asked for."""
     asked = config["cuda"]
-    code = "import torch; print(torch.__version__, 'cu' + torch.version.cuda.replace('.', '') if torch.version.cuda else 'cpu')"
+    code = "import torch; print(torch.__version__, torch.version.cuda or '')"
     answer = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True)
     if answer.returncode != 0:
         sys.stderr.write(answer.stderr)
         fail("PyTorch does not start (its message stands above). Remove .venv, then run `make setup` again")
-    version, found = answer.stdout.split()
+    version, *cuda = answer.stdout.split()
+    found = "cu" + cuda[0].replace(".", "") if cuda else "cpu"
     if found != asked:
         fail(
             f"PyTorch {version} is the build {found}, but pyproject.toml asks for {asked}. "

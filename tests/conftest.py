@@ -1,0 +1,138 @@
+"""`bake(...)` generates a project from a clean copy of the template, on a machine that says nothing of itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = ROOT / "{{cookiecutter.project_slug}}"
+TEMPLATE_PARTS = ("cookiecutter.json", "hooks", "ml_template", PROJECT.name)
+QUESTIONS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+CHOICES: dict[str, list[str]] = {
+    name: value for name, value in QUESTIONS.items() if isinstance(value, list) and not name.startswith("_")
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A generated project."""
+
+    path: Path
+
+    def files(self) -> list[str]:
+        return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+
+    def text(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a process left behind."""
+
+    returncode: int
+    output: str
+
+
+Bake = Callable[..., Project]
+
+
+def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, expect: int | None = 0) -> Answer:
+    """Run a command to its end; a failure shows what it printed. `expect=None` takes any exit status."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+    answer = Answer(done.returncode, done.stdout)
+    assert expect is None or done.returncode == expect, (
+        f"{command} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+    )
+    return answer
+
+
+def combinations() -> Iterator[dict[str, str]]:
+    """Every single choice and every pair of choices of cookiecutter.json, the other questions at their defaults."""
+    for name, options in CHOICES.items():
+        yield from ({name: option} for option in options)
+    for (one, ones), (other, others) in itertools.combinations(CHOICES.items(), 2):
+        yield from ({one: a, other: b} for a, b in itertools.product(ones, others))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template without tests, tools and demo: cookiecutter copies its whole folder before each generation."""
+    copy = tmp_path_factory.mktemp("template") / "ml-template"
+    copy.mkdir()
+    for part in TEMPLATE_PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+        else:
+            shutil.copy(source, copy / part)
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git knows no name: what is generated depends on the answers alone."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """cookiecutter's own files in the test's folder, not in the home of whoever runs the tests."""
+    file = tmp_path / "cookiecutter.yaml"
+    folders = {"cookiecutters_dir": str(tmp_path / "clones"), "replay_dir": str(tmp_path / "replay")}
+    file.write_text(yaml.safe_dump(folders), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def bake(template: Path, tmp_path: Path, config_file: Path) -> Bake:
+    """Generate a project with these answers, the others at their defaults."""
+    from cookiecutter.main import cookiecutter
+
+    def generate(**answers: str) -> Project:
+        output = tmp_path / "out"
+        output.mkdir(exist_ok=True)
+        path = cookiecutter(
+            str(template), no_input=True, extra_context=answers, output_dir=str(output), config_file=str(config_file)
+        )
+        return Project(Path(path))
+
+    return generate
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """CI installs every part that a test needs: there, nothing may be missing."""
+    config.stash[SKIP_IS_FAILURE] = os.environ.get("CI") == "true"
+
+
+SKIP_IS_FAILURE = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped and item.config.stash[SKIP_IS_FAILURE] and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be skipped: {report.longrepr}"
+    return report

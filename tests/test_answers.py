@@ -1,0 +1,202 @@
+"""Answers: `auto` becomes a value with a reason, bad ones are refused in one sentence, odd ones stay data."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT, QUESTIONS, Bake, run
+from test_generation import assert_clean
+
+from ml_template import answers, machine
+
+REFUSED = {
+    "project_slug=../x": (
+        "project_slug names a folder: 1 to 63 small letters, digits and dashes, a dash neither first nor last, "
+        "got '../x'. Try x."
+    ),
+    "project_slug=con": (
+        "project_slug con is a device on Windows, where no folder can have this name. Try con-1."
+    ),
+    "package_name=3d": (
+        "package_name must be 1 to 63 small letters, digits and underscores, a letter first, got '3d'. Try p_3d."
+    ),
+    "package_name=class": "package_name class is a keyword of Python. Try class_project.",
+    "package_name=json": "package_name json is a module of Python's standard library. Try json_project.",
+    "package_name=torch": "package_name torch is a package the project itself uses. Try torch_project.",
+    "package_name=nul": "package_name nul is a device on Windows. Try nul_project.",
+    "package_name=ml_project": "package_name ml_project is the template's own placeholder. Try ml_project_project.",
+    "project_name=a\nb": "project_name must be one line of text, got the control character '\\n'. Leave it out.",
+    "author_name=a\x1bb": "author_name must be one line of text, got the control character '\\x1b'. Leave it out.",
+    "description= ": "description is empty. Give it a value, or press Enter to take the suggestion.",
+    f"description={'x' * 201}": "description must have at most 200 characters, got 201. Shorten it.",
+    "pytorch_index=$(id)": (
+        "pytorch_index must be an address such as https://download.pytorch.org/whl, got '$(id)'. "
+        "Press Enter to take the official one."
+    ),
+}  # fmt: skip
+
+NASTY = [
+    "L'Été d'O'Brien: 日本 \"x\"",
+    "'; import os; os.system('touch /tmp/pwned') #",
+    '"""; raise SystemExit #',
+    "back\\slash \\n \\u0041 \\",
+    "🎉 emoji 👩‍🔬 and \u200b invisible \ufeff",
+    "{% raw %} {# comment #} ${HOME} $(id) `id` %PATH%",
+    "ml_project and my_ml_project",
+    "<script>alert(1)</script> & [link](x) | # --- ...",
+    "yes", "null", "0x10", "1e3", "~", "- a", "key: value", "!tag", "*alias", "@at", "%dir",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "sentence"), REFUSED.items(), ids=lambda text: ascii(text)[:40])
+def test_a_refused_answer_gets_one_sentence_and_leaves_nothing(
+    template: Path, tmp_path: Path, config_file: Path, typed: str, sentence: str
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    command = f"{sys.executable} -m cookiecutter {template} --no-input --config-file {config_file} -o {output}"
+    answer = run(*command.split(), typed, cwd=tmp_path, expect=1)
+    assert answer.output.splitlines() == [sentence]
+    assert list(output.iterdir()) == []
+
+
+def write_replay(template: Path, folder: Path, **given: str) -> Path:
+    """A replay file with these answers as a person would have typed them: cookiecutter takes them as they are."""
+    content = {name: value for name, value in QUESTIONS.items() if name != "__prompts__"}
+    content |= {"project_slug": "my-project", "package_name": "my_project", "license": "MIT"}
+    content |= {"python_version": "3.11", "env_manager": "venv", "cuda": "cpu", **given}
+    answers.resolve(content)
+    (folder / "replay").mkdir(exist_ok=True)
+    file = folder / "replay" / f"{template.name}.json"
+    file.write_text(json.dumps({"cookiecutter": content}), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("text", [*NASTY, "{{ 7*7 }}", "{{ cookiecutter.__class__ }}"])
+def test_odd_answers_are_data_everywhere(template: Path, tmp_path: Path, config_file: Path, text: str) -> None:
+    given = dict.fromkeys(("project_name", "description", "author_name", "author_email"), text)
+    write_replay(template, tmp_path, **given)
+    (tmp_path / "out").mkdir()
+    command = f"{sys.executable} -m cookiecutter {template} --replay --config-file {config_file} -o {tmp_path / 'out'}"
+    run(*command.split(), cwd=tmp_path)
+    project = tmp_path / "out/my-project"
+    settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert settings["description"] == text
+    assert settings["authors"] == [{"name": text, "email": text}]
+    assert text in (project / "LICENSE").read_text(encoding="utf-8")
+    assert not Path("/tmp/pwned").exists()  # noqa: S108
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=project)
+
+
+@pytest.mark.parametrize("text", [text for text in NASTY if "{" not in text])
+def test_odd_answers_by_command_line_are_data(bake: Bake, text: str) -> None:
+    # with braces they are not: cookiecutter itself evaluates what comes by command line
+    assert tomllib.loads(bake(description=text).text("pyproject.toml"))["project"]["description"] == text
+
+
+def test_a_name_of_many_languages_gives_a_clean_project(bake: Bake) -> None:
+    project = bake(project_name=NASTY[0])
+    assert project.path.name == "l-ete-d-o-brien-x"
+    assert_clean(project, "l_ete_d_o_brien_x")
+    assert project.text("README.md").splitlines()[0] == f"# {NASTY[0]}"
+
+
+def test_a_bad_replay_file_is_refused_and_leaves_nothing(template: Path, tmp_path: Path, config_file: Path) -> None:
+    replay = write_replay(template, tmp_path)
+    content = json.loads(replay.read_text())
+    content["cookiecutter"]["package_name"] = "class"
+    replay.write_text(json.dumps(content))
+    (tmp_path / "out").mkdir()
+    command = f"{sys.executable} -m cookiecutter {template} --replay --config-file {config_file} -o {tmp_path / 'out'}"
+    answer = run(*command.split(), cwd=tmp_path, expect=1)
+    assert "package_name class is a keyword of Python. Try class_project." in answer.output
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "slug", "package"), [
+    ("My Project", "my-project", "my_project"),
+    ("  3D -- Vision! ", "3d-vision", "p_3d_vision"),
+    ("日本", "my-project", "my_project"),
+    ("Å" * 100, "a" * 63, "a" * 63),
+])  # fmt: skip
+def test_names_follow_from_the_project_name(name: str, slug: str, package: str) -> None:
+    assert (answers.slug(name), answers.package(answers.slug(name))) == (slug, package)
+
+
+def test_any_project_name_gives_names_that_are_accepted() -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(3000):
+        name = "".join(chr(chance.choice((chance.randrange(32, 127), chance.randrange(160, 0x3000)))) for _ in range(9))
+        slug = answers.slug(name)
+        answers._check_slug(slug)
+        answers._check_package(answers.package(slug) + "_")  # not a keyword or module of that name
+
+
+def test_text_reads_back_the_same_in_every_language() -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    chance = random.Random(seed)
+    planes = ((32, 127), (0xA0, 0x800), (0x800, 0xD800), (0xE000, 0xFFFE), (0x1F300, 0x1FAFF))
+    for _ in range(3000):
+        text = "".join(chr(chance.randrange(*chance.choice(planes))) for _ in range(chance.randrange(30)))
+        text = text + chance.choice(("", "\\", '"', "'", "ml_project", "\u2028", "\x85"))
+        quoted = f'"{answers.lit(text)}"'
+        assert json.loads(quoted) == text
+        assert tomllib.loads(f"x = {quoted}")["x"] == text
+        assert yaml.safe_load(f"x: {quoted}")["x"] == text
+        assert eval(quoted) == text  # noqa: S307
+
+
+@pytest.mark.parametrize(("running", "answer", "reason"), [
+    ("3.11", "3.11", "it runs cookiecutter now"),
+    ("3.13", "3.13", "it runs cookiecutter now"),
+    ("3.14", "3.12", "Python 3.14, which runs cookiecutter now, is not one of 3.11, 3.12, 3.13"),
+    ("3.10", "3.12", "Python 3.10, which runs cookiecutter now, is not one of 3.11, 3.12, 3.13"),
+])  # fmt: skip
+def test_the_recommended_python_has_a_reason(running: str, answer: str, reason: str) -> None:
+    assert machine.recommend_python(running) == (answer, reason)
+
+
+def test_every_recommendation_is_a_choice() -> None:
+    for question, recommended in machine.recommend().items():
+        assert QUESTIONS[question][0] == "auto"
+        assert recommended.answer in QUESTIONS[question]
+
+
+def test_git_names_the_author(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake) -> None:
+    config = tmp_path / "gitconfig"
+    config.write_text('[user]\n name = "Ada \\"L\\" Löw"\n email = ada@example.com\n', encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    authors = tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"]
+    assert authors == [{"name": 'Ada "L" Löw', "email": "ada@example.com"}]
+
+
+@pytest.mark.parametrize("name", ["{{ 7*7 }}", "x" * 201])
+def test_a_git_name_that_cannot_be_an_answer_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake, name: str
+) -> None:
+    subprocess.run(["git", "config", "--file", str(tmp_path / "gitconfig"), "user.name", name], check=True)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    assert tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"][0]["name"] == QUESTIONS["author_name"]
+
+
+def test_generation_goes_on_where_nothing_can_be_read_from_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"][0]["name"] == QUESTIONS["author_name"]
+
+
+def test_the_module_prints_its_recommendations() -> None:
+    printed = run(sys.executable, "-m", "ml_template.machine", cwd=PROJECT.parent).output
+    for question, (answer, reason) in machine.recommend().items():
+        assert [question, answer, *reason.split()] in [line.split() for line in printed.splitlines()]
