@@ -24,10 +24,10 @@ demo: demo/.generated ## generate a project in demo/, set it up, train it on rea
 	@echo "  make -C $(PROJECT) mlflow"
 
 test: $(READY) ## set up and run all tests, with a training from end to end
-	@$(TOOLS)/bin/python -m pytest $(ARGS)
+	@$(TOOLS)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(READY) ## the tests that need no torch: under 3 minutes
-	@$(TOOLS)/bin/python -m pytest -m "not slow" $(ARGS)
+	@$(TOOLS)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 check: $(READY) ## look for mistakes: ruff, mypy
 	$(TOOLS)/bin/ruff check .

@@ -37,7 +37,9 @@ def test_every_file_is_what_its_suffix_says_before_rendering() -> None:
             yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("tool", [["check", "--extend-select", "E501", "--ignore", "RUF200"], ["format", "--check"]], ids=["check", "format"])
+@pytest.mark.parametrize(
+    "tool", [["check", "--extend-select", "E501", "--ignore", "RUF200"], ["format", "--check"]], ids=["check", "format"]
+)
 def test_the_project_is_ruff_clean_where_it_lies(tool: list[str]) -> None:
     # RUF200: the version of torch in pyproject.toml is a Jinja value until it is rendered
     run(sys.executable, "-m", "ruff", *tool, "--no-cache", ".", cwd=PROJECT)

@@ -14,7 +14,7 @@ import json
 import os
 
 from .errors import one_sentence
-from .run import Run, find, load_config, mlflow_client, quiet_lightning
+from .run import Run, find, load_config, mlflow_client, program, quiet_lightning
 
 SUMMARY = "Measure a run's best checkpoint on the test split."
 
@@ -55,7 +55,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
+    parser = argparse.ArgumentParser(prog=program("evaluate"), description=SUMMARY)
     parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
     run = find(parser.parse_args().run)
     metrics = evaluate(run)

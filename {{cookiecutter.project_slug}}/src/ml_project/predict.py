@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError, one_sentence
-from .run import Run, find, load_config
+from .run import Run, find, load_config, program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def read_images(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=SUMMARY)
+    parser = argparse.ArgumentParser(prog=program("predict"), description=SUMMARY)
     parser.add_argument("files", nargs="+", type=Path, help="images, or arrays as .npy or .npz")
     parser.add_argument("--run", help="the folder of a run; without it the newest")
     arguments = parser.parse_args()

@@ -112,7 +112,7 @@ def find(folder: str | None) -> Run:
     if not run.config.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
     if not run.best.is_file():
-        raise UserError(f"{folder} has no checkpoint yet. Run: python -m ml_project.train run_dir={folder}")
+        raise UserError(f"{folder} has no checkpoint yet. Run: {program('train')} run_dir={folder}")
     return run
 
 
@@ -141,11 +141,12 @@ def open_mlflow_run(run: Run, cfg: DictConfig) -> str:
     Records the parameters, and as tags the command, the folder and the git commit.
     """
     client = mlflow_client(cfg.tracking.mlflow_uri)
+    command = " ".join([program("train"), *sys.argv[1:]])
     if run.mlflow_run_id.exists():
         run_id = run.mlflow_run_id.read_text(encoding="utf-8").strip()
         try:
             client.update_run(run_id, status="RUNNING")
-            client.set_tag(run_id, "command", _command())
+            client.set_tag(run_id, "command", command)
             return run_id
         except Exception as error:  # MLflow raises its own kinds for each store
             log.warning("MLflow run %s cannot be continued (%s): a new one is started", run_id, _first_line(error))
@@ -154,7 +155,7 @@ def open_mlflow_run(run: Run, cfg: DictConfig) -> str:
 
     experiment = client.get_experiment_by_name(cfg.experiment_name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(cfg.experiment_name)
-    tags = {"command": _command(), "run_dir": run.folder.as_posix(), **git_state()}
+    tags = {"command": command, "run_dir": run.folder.as_posix(), **git_state()}
     run_id = str(client.create_run(experiment_id, run_name=run.folder.name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(cfg)])
     run.mlflow_run_id.write_text(run_id + "\n", encoding="utf-8")
@@ -236,9 +237,9 @@ class _ScreenFormatter(logging.Formatter):
         return re.sub(r"^\S+:\d+: (\w+: )?", "warning: ", text.splitlines()[0])
 
 
-def _command() -> str:
-    package = (__package__ or "").split(".")[0]
-    return " ".join(["python", "-m", f"{package}.train", *sys.argv[1:]])
+def program(name: str) -> str:
+    """How a module of this package is called: `python -m <package>.train`."""
+    return f"python -m {__package__}.{name}"
 
 
 def _first_line(error: BaseException) -> str:

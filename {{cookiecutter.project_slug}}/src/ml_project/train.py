@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from .config import check
 from .errors import UserError, one_sentence
-from .run import Run, as_plain, mlflow_client, open_mlflow_run, quiet_lightning, start_or_continue
+from .run import Run, as_plain, mlflow_client, open_mlflow_run, program, quiet_lightning, start_or_continue
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
     import pytorch_lightning as pl
@@ -75,7 +75,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     except SystemExit:  # how Lightning ends after Ctrl-C
         if run_id:
             mlflow_client(cfg.tracking.mlflow_uri).set_terminated(run_id, "KILLED")
-        log.info("stopped. Go on with: python -m %s run_dir=%s", _module(), run.folder)
+        log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
         sys.exit(130)
 
     best = history.best(MONITOR)
@@ -163,10 +163,6 @@ def _loggers(run: Run, cfg: DictConfig, run_id: str | None) -> list[Any]:
     if cfg.tracking.tensorboard:
         loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard", default_hp_metric=False))
     return loggers
-
-
-def _module() -> str:
-    return f"{__package__}.train"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -1,0 +1,289 @@
+"""What the README promises, as a new user: a clean copy, an empty home, `make demo`, then a day with the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, ROOT, TEMPLATE_PARTS, Answer, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user with an empty home who runs make, not of a test inside make."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV"))}
+    return {**kept, "HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, str]:
+    """`make demo` in a clean copy of this repository: the project's folder, and what was printed."""
+    copy = tmp_path_factory.mktemp("clone") / "ml-template"
+    copy.mkdir()
+    for part in (*TEMPLATE_PARTS, "Makefile", "pyproject.toml"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
+    # a first try that broke off in the middle of generating
+    (copy / "demo/my-project/src").mkdir(parents=True)
+    answer = run("make", "demo", cwd=copy, env=env)
+    return copy / "demo/my-project", answer.output
+
+
+@pytest.fixture
+def project(demo: tuple[Path, str]) -> Path:
+    return demo[0]
+
+
+@pytest.fixture(scope="session")
+def python(demo: tuple[Path, str]) -> Path:
+    return demo[0] / ".venv/bin/python"
+
+
+def train_in(project: Path, python: Path, *settings: str, expect: int = 0) -> Answer:
+    return run(python, "-m", "my_project.train", *settings, cwd=project, expect=expect)
+
+
+def folder_of(answer: Answer) -> str:
+    found = re.search(r"^run (runs/\S+)$", answer.output, re.MULTILINE)
+    assert found, answer.output
+    return found[1]
+
+
+def test_the_demo_ends_with_accuracy_folder_and_command(demo: tuple[Path, str]) -> None:
+    project, printed = demo
+    accuracy, folder = re.findall(r"^test accuracy  (\S+)\nrun folder     (\S+)$", printed, re.MULTILINE)[0]
+    assert float(accuracy) >= 0.97
+    assert (project / folder / "checkpoints/best.ckpt").is_file()
+    assert "PyTorch 2.13.0" in printed
+    assert "build cpu, as asked for." in printed
+    assert "epoch 15 of 15" in printed
+    assert printed.rstrip().endswith("make -C demo/my-project mlflow")
+
+
+def test_a_second_demo_keeps_environment_and_data(project: Path, env: dict[str, str]) -> None:
+    printed = run("make", "demo", cwd=project.parent.parent, env=env).output
+    assert "The environment in .venv is up to date." in printed
+    assert "Stage 'prepare' didn't change, skipping" in printed
+    assert "Generating" not in printed
+
+
+def test_its_own_tests_pass(project: Path, env: dict[str, str]) -> None:
+    printed = run("make", "test", cwd=project, env=env).output
+    assert re.search(r"= \d+ passed in ", printed), printed[-300:]
+
+
+def test_its_own_checks_pass(project: Path, env: dict[str, str]) -> None:
+    assert "Success: no issues found" in run("make", "check", cwd=project, env=env).output
+
+
+def test_the_unrendered_project_is_typed_and_passes_its_tests(
+    python: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    run(python, "-m", "mypy", "--cache-dir", tmp_path, "src", "tests", "scripts", "env/venv/scripts", cwd=PROJECT)
+    bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
+    run(python, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", cwd=PROJECT, env=bare)
+
+
+def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str]) -> None:
+    lines = run("make", "help", cwd=project, env=env).output.splitlines()
+    targets = [line.split()[1] for line in lines]
+    wanted = ["check", "data", "evaluate", "help", "mlflow", "setup", "tensorboard", "test", "train"]
+    assert targets == wanted
+    assert all(len(line) < 100 for line in lines)
+
+
+def test_settings_are_passed_on(project: Path, env: dict[str, str]) -> None:
+    answer = run("make", "train", "ARGS=experiment=smoke optim.lr=0.01 tracking=off", cwd=project, env=env)
+    assert "lr: 0.01" in (project / folder_of(answer) / "config.yaml").read_text()
+
+
+def test_the_pipeline_does_nothing_the_second_time(project: Path, env: dict[str, str]) -> None:
+    venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}"}
+    assert "Running stage 'train'" in run("dvc", "repro", cwd=project, env=venv).output
+    second = run("dvc", "repro", cwd=project, env=venv).output
+    assert "Running stage" not in second
+    assert "Data and pipelines are up to date." in second
+    metrics = run("dvc", "metrics", "show", cwd=project, env=venv).output
+    assert "test/accuracy" in metrics
+    assert "val/accuracy" in metrics
+    assert "index.html" in run("dvc", "plots", "show", cwd=project, env=venv).output
+    page = (project / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "Learning curve" in page
+    assert "Confusion matrix" in page
+
+    # a changed setting reruns what depends on it, and no more
+    optim = project / "src/my_project/conf/optim/adamw.yaml"
+    text = optim.read_text()
+    optim.write_text(text.replace("lr: 0.003", "lr: 0.002"))
+    third = run("dvc", "repro", cwd=project, env=venv).output
+    optim.write_text(text)
+    assert "Stage 'prepare' didn't change, skipping" in third
+    assert "Running stage 'train'" in third
+    assert "Running stage 'evaluate'" in third
+
+
+def test_the_pipeline_works_in_a_git_repository_too(project: Path, env: dict[str, str], tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "__pycache__"))
+    (copy / ".venv").symlink_to(project / ".venv")
+    venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}"}
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    run("git", "init", "-q", cwd=copy, env=env)
+    run("make", "data", cwd=copy, env=env)
+    assert "no_scm" not in run("dvc", "config", "--list", cwd=copy, env=venv).output
+    run("git", "add", "--all", cwd=copy, env=env)
+    run("git", *identity, "commit", "-qm", "first", cwd=copy, env=env)
+    tracked = run("git", "ls-files", cwd=copy, env=env).output.split()
+    assert "dvc.lock" in tracked
+    assert not [
+        name for name in tracked if name.startswith(("data/", "runs/", "mlruns/", ".venv/")) or "mlflow.db" in name
+    ]
+    assert "up to date" in run("dvc", "status", "prepare", cwd=copy, env=venv).output
+
+
+def wait_for(file: Path, text: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if file.is_file() and text in file.read_text():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"{text!r} never came into {file}")
+
+
+def test_ctrl_c_leaves_a_run_that_continues(project: Path, python: Path, tmp_path: Path) -> None:
+    straight = project / folder_of(train_in(project, python, "trainer.max_epochs=40", "experiment_name=straight"))
+    command = [str(python), "-m", "my_project.train", "trainer.max_epochs=40", f"run_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(tmp_path / "run/train.log", "epoch 3 of 40", process)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    go_on = f"stopped. Go on with: python -m my_project.train run_dir={tmp_path / 'run'}"
+    assert printed.splitlines()[-1] == go_on
+    assert "Traceback" not in printed
+    status = "import mlflow, sys; print(mlflow.MlflowClient('sqlite:///mlflow.db').get_run(sys.argv[1]).info.status)"
+    run_id = (tmp_path / "run/mlflow_run_id").read_text().strip()
+    assert run(python, "-c", status, run_id, cwd=project).output.strip() == "KILLED"
+
+    train_in(project, python, f"run_dir={tmp_path / 'run'}")
+    assert (tmp_path / "run/history.csv").read_text() == (straight / "history.csv").read_text()
+    assert (tmp_path / "run/mlflow_run_id").read_text().strip() == run_id
+    assert run(python, "-c", status, run_id, cwd=project).output.strip() == "FINISHED"
+
+
+def test_a_full_disk_gets_one_sentence_and_loses_nothing(project: Path, python: Path, tmp_path: Path) -> None:
+    unshare = ["unshare", "-rm", "sh", "-ec"]
+    if subprocess.run([*unshare, "mount -t tmpfs x /mnt"], capture_output=True).returncode != 0:
+        pytest.skip("this system cannot give a process a small disk of its own (unshare -rm, mount -t tmpfs)")
+    small = tmp_path / "small"
+    small.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=1m none {small}
+        {python} -m my_project.train tracking=off trainer.max_epochs=2 run_dir={small}/run
+        head -c 2m /dev/zero > {small}/filler 2>/dev/null || true
+        before=$(sha256sum < {small}/run/checkpoints/last.ckpt)
+        set +e
+        {python} -m my_project.train run_dir={small}/run trainer.max_epochs=4
+        echo "exit $?"
+        rm {small}/filler
+        test "$before" = "$(sha256sum < {small}/run/checkpoints/last.ckpt)" && echo unchanged
+        {python} -m my_project.train run_dir={small}/run trainer.max_epochs=4 && echo continued
+    """
+    printed = run(*unshare, script, cwd=project).output
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, printed
+    assert errors[0].endswith("the disk is full. Free some space, then start again.")
+    assert "exit 1\nunchanged\n" in printed
+    assert printed.endswith("continued\n")
+
+
+def test_make_says_what_has_to_come_first(project: Path, python: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "data", "runs", "mlruns"))
+    for target in ("train", "data", "evaluate", "test"):
+        printed = run("make", target, cwd=copy, env=env, expect=2).output
+        assert printed.startswith("error: the environment is not there yet. Run: make setup\n")
+    printed = train_in(copy, python, "tracking=off", expect=1).output
+    assert "error: data/processed/train.npz does not exist. Run: make data\n" in printed
+    assert "Traceback" not in printed
+
+
+def test_setup_refuses_another_build_than_the_one_asked_for(project: Path, python: Path, env: dict[str, str]) -> None:
+    check = "import setup_env; setup_env.check_torch({'cuda': 'cu130'})"
+    answer = run(python, "-c", check, cwd=project, env={**env, "PYTHONPATH": "scripts"}, expect=1)
+    assert answer.output == (
+        "error: PyTorch 2.13.0+cpu is the build cpu, but pyproject.toml asks for cu130. "
+        "Remove .venv, then run `make setup` again.\n"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def served(project: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port at which `make <target>` serves; stopped afterwards, with its children."""
+    port = free_port()
+    command = ["make", request.param, f"PORT={port}"]
+    process = subprocess.Popen(command, cwd=project, env=env, start_new_session=True)
+    try:
+        for _ in range(240):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.25)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def listens_only_on_loopback(port: int) -> bool:
+    """As the kernel lists it: local address and port in hexadecimal, state 0A is listening."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table]
+    addresses = {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
+    return addresses == {"0100007F"}
+
+
+@pytest.mark.parametrize("served", ["mlflow"], indirect=True)
+def test_mlflow_serves_the_run_on_loopback(project: Path, served: int) -> None:
+    run_id = next(project.glob("runs/digits/*/mlflow_run_id")).read_text().strip()
+    record = get(served, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+    assert '"test/accuracy"' in record
+    assert '"FINISHED"' in record
+    assert "MLflow" in get(served, "/")
+    if sys.platform == "linux":
+        assert listens_only_on_loopback(served)
+
+
+@pytest.mark.parametrize("served", ["tensorboard"], indirect=True)
+def test_tensorboard_serves_the_curves_on_loopback(served: int) -> None:
+    for _ in range(60):  # it reads the files after it has started
+        if "val/accuracy" in (tags := get(served, "/data/plugin/scalars/tags")):
+            break
+        time.sleep(0.5)
+    assert "val/accuracy" in tags
+    if sys.platform == "linux":
+        assert listens_only_on_loopback(served)
