@@ -208,6 +208,16 @@ def test_a_full_disk_gets_one_sentence_and_loses_nothing(project: Path, python: 
     assert printed.endswith("continued\n")
 
 
+def test_a_folder_that_cannot_be_written_gets_one_sentence(project: Path, python: Path, tmp_path: Path) -> None:
+    unshare = ["unshare", "-rm", "sh", "-ec"]
+    if subprocess.run([*unshare, "mount -t tmpfs -o ro x /mnt"], capture_output=True).returncode != 0:
+        pytest.skip("this system cannot give a process a read-only disk of its own (unshare -rm, mount -t tmpfs)")
+    script = f"mount -t tmpfs -o ro none {tmp_path}; {python} -m my_project.train run_dir={tmp_path}/run"
+    printed = run(*unshare, script, cwd=project, expect=1).output
+    sentence = "the file system is read-only. Choose another folder, then start again."
+    assert printed.splitlines() == [f"error: {tmp_path}/run: {sentence}"]
+
+
 def test_make_says_what_has_to_come_first(project: Path, python: Path, tmp_path: Path, env: dict[str, str]) -> None:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "data", "runs", "mlruns"))

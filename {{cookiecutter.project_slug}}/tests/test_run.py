@@ -149,6 +149,25 @@ def test_a_folder_that_is_no_run_is_left_alone(run_training: Train, tmp_path: Pa
     assert [file.name for file in (tmp_path / "data").iterdir()] == ["processed"]
 
 
+def test_a_run_that_cannot_start_leaves_no_folder(run_training: Train) -> None:
+    Path("data/processed/train.npz").unlink()
+    with pytest.raises(UserError, match=r"Run: make data"):
+        run_training()
+    assert not Path("runs").exists()
+
+
+def test_passwords_of_the_tracking_server_are_written_nowhere(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.as_posix()}/secret.db")
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    texts = [file.read_text() for name in ("*.yaml", "*.log", "*.json") for file in run.folder.rglob(name)]
+    assert len(texts) >= 4
+    assert not [text for text in texts if "secret.db" in text]
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert "secret.db" not in str(client.get_run(run.mlflow_run_id.read_text().strip()).data.params)
+
+
 def test_a_folder_that_cannot_be_written_gets_one_sentence(run_training: Train) -> None:
     Path("file").touch()
     with pytest.raises(OSError, match="Not a directory") as error:

@@ -17,7 +17,7 @@ import secrets
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -58,43 +58,49 @@ class Run:
         return self.checkpoints / "best.ckpt"
 
     @property
+    def log(self) -> Path:
+        return self.folder / "train.log"
+
+    @property
     def mlflow_run_id(self) -> Path:
         return self.folder / "mlflow_run_id"
 
 
-def start_or_continue(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:
-    """Make the folder of a new run, or take up the run in `cfg.run_dir`.
+def choose(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:
+    """A new run, or the one in `cfg.run_dir`, with the configuration it has; writes nothing.
 
     Args:
         cfg: the composed configuration.
         overrides: what was typed; a run is continued with its own configuration, and these may not contradict it.
 
-    Returns:
-        The run, and the configuration it has.
-
     Raises:
         UserError: the folder is no run, or was trained with other settings.
-        OSError: the folder cannot be written.
     """
     if cfg.run_dir is None:
         started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-        run = Run(RUNS / cfg.experiment_name / f"{started_at}-{secrets.token_hex(3)}")
-    else:
-        run = Run(Path(cfg.run_dir))
+        return Run(RUNS / cfg.experiment_name / f"{started_at}-{secrets.token_hex(3)}"), cfg
+    run = Run(Path(cfg.run_dir))
     if run.config.exists():
-        cfg = _continued(run, cfg, overrides)
-    elif run.folder.is_dir() and any(run.folder.iterdir()) and not (run.folder / "train.log").exists():
+        return run, _continued(run, cfg, overrides)
+    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.log.exists():
         raise UserError(f"{run.folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    _start_log(run.folder / "train.log")
+    return run, cfg
 
+
+def start(run: Run, cfg: DictConfig) -> None:
+    """Make the run's folder if it is not there yet, write its configuration, and open its log.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    _open_log(run.log)
     cfg = cfg.copy()
-    OmegaConf.resolve(cfg)
-    OmegaConf.update(cfg, "run_dir", None)  # the folder may move
+    cfg.run_dir = None  # the folder may move
     new = run.config.with_suffix(".new")
     new.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
     new.replace(run.config)
-    return run, cfg
+    log.info("run %s", run.folder)
 
 
 def find(folder: str | None) -> Run:
@@ -157,9 +163,14 @@ def open_mlflow_run(run: Run, cfg: DictConfig) -> str:
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(cfg.experiment_name)
     tags = {"command": command, "run_dir": run.folder.as_posix(), **git_state()}
     run_id = str(client.create_run(experiment_id, run_name=run.folder.name, tags=tags).info.run_id)
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(cfg)])
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in _parameters(cfg)])
     run.mlflow_run_id.write_text(run_id + "\n", encoding="utf-8")
     return run_id
+
+
+def _parameters(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """What decides the result; not where it is recorded, which may hold a password."""
+    return ((key, value) for key, value in flatten(cfg) if not key.startswith("tracking."))
 
 
 def git_state() -> dict[str, str]:
@@ -197,7 +208,7 @@ def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
     return stored
 
 
-def _start_log(file: Path) -> None:
+def _open_log(file: Path) -> None:
     """Messages to the terminal; the same with the time, and every warning, to `train.log`."""
     in_file = logging.FileHandler(file, encoding="utf-8")
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from .config import check
 from .errors import UserError, one_sentence
-from .run import Run, as_plain, mlflow_client, open_mlflow_run, program, quiet_lightning, start_or_continue
+from .run import Run, as_plain, choose, mlflow_client, open_mlflow_run, program, quiet_lightning, start
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
     import pytorch_lightning as pl
@@ -45,8 +45,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UserError: data, checkpoint or settings do not fit; the sentence says what to do.
     """
-    run, cfg = start_or_continue(cfg, overrides)
-    log.info("run %s", run.folder)
+    run, cfg = choose(cfg, overrides)
 
     import pytorch_lightning as pl
 
@@ -56,12 +55,15 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     for split in ("train", "val"):
-        data.split(split)  # a missing or damaged file is told before anything else is started
+        data.split(split)  # a missing or damaged file is told before anything is written
     task = build_task(cfg)
-    history = History(run.folder / "history.csv")
     if run.last.exists():
         load_weights(task, run.last)
+
+    start(run, cfg)
+    if run.last.exists():
         log.info("continuing from %s", run.last)
+    history = History(run.folder / "history.csv")
     run_id = open_mlflow_run(run, cfg) if cfg.tracking.mlflow_uri else None
     trainer = build_trainer(
         cfg,
