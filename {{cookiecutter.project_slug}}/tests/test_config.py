@@ -13,12 +13,14 @@ from ml_project.config import CONF, LIMITS, compose, flatten
 
 CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted(CONF.glob("*/*.yaml"))]
 
+DEFAULT = compose("train")
+MODELS = ", ".join(sorted(file.stem for file in CONF.glob("model/*.yaml")))
 MISTAKES = {
     "optim.lrr=0.1": "optim.lrr is not a setting. Did you mean optim.lr? (To add a new key, write +optim.lrr=...)",
-    "model=cmn": "model=cmn is not one of the choices: cnn, mlp. Try model=cnn.",
+    "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
     "modell=cnn": "modell is not a setting.",
-    "optim.lr=fast": "optim.lr must be a number such as 0.003, got 'fast'.",
-    "trainer.max_epochs=1.5": "trainer.max_epochs must be a whole number such as 15, got 1.5.",
+    "optim.lr=fast": f"optim.lr must be a number such as {DEFAULT.optim.lr}, got 'fast'.",
+    "data.batch_size=1.5": f"data.batch_size must be a whole number such as {DEFAULT.data.batch_size}, got 1.5.",
     "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
     "optim.lr=-1": "optim.lr must be > 0, got -1.",
     "model.dropout=1": "model.dropout must be >= 0 and < 1, got 1.",

@@ -11,7 +11,7 @@ import pytest
 from ml_project.config import compose
 from ml_project.data import ImageData
 from ml_project.errors import UserError
-from ml_project.prepare import prepare
+from ml_project.prepare import load_raw, prepare
 from ml_project.train import build_data
 
 SPLITS = ("train", "val", "test")
@@ -29,12 +29,22 @@ def rows(folder: Path) -> dict[str, np.ndarray]:
 
 def test_every_image_is_in_exactly_one_split(processed: Path) -> None:
     together = np.concatenate(list(rows(processed).values()))
-    assert sorted(together) == list(range(1797))
+    assert sorted(together) == list(range(len(load_raw()[1])))
 
 
 def test_splits_have_the_shares_asked_for(processed: Path) -> None:
     counts = {name: len(chosen) for name, chosen in rows(processed).items()}
-    assert counts == {"train": 1167, "val": 270, "test": 360}
+    total = sum(counts.values())
+    assert counts["val"] == pytest.approx(0.15 * total, abs=1)
+    assert counts["test"] == pytest.approx(0.2 * total, abs=1)
+
+
+def test_every_class_has_the_same_share_everywhere(processed: Path) -> None:
+    shares = []
+    for name in SPLITS:
+        labels = np.load(processed / f"{name}.npz")["labels"]
+        shares.append(np.bincount(labels) / len(labels))
+    np.testing.assert_allclose(shares, [shares[0]] * len(SPLITS), atol=0.01)
 
 
 def test_the_seed_alone_decides_the_split(processed: Path, tmp_path: Path) -> None:
@@ -46,7 +56,7 @@ def test_the_seed_alone_decides_the_split(processed: Path, tmp_path: Path) -> No
 
 def test_batches_have_the_configured_shape_and_range(data: ImageData) -> None:
     images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (32, 1, 8, 8)
+    assert images.shape == (32, *data.image_shape)
     assert labels.shape == (32,)
     assert images.min() >= 0
     assert images.max() <= 1
@@ -83,8 +93,8 @@ def test_a_damaged_record_is_found(data: ImageData) -> None:
 
 
 def test_data_that_do_not_fit_the_model_are_refused(data: ImageData) -> None:
-    data.image_shape = (3, 8, 8)
-    with pytest.raises(UserError, match=r"data.image_shape is \[3, 8, 8\], but the images in .* are \[1, 8, 8\]"):
+    data.image_shape = (9, 9, 9)
+    with pytest.raises(UserError, match=r"data.image_shape is \[9, 9, 9\], but the images in .* are \[\d"):
         data.split("val")
 
 

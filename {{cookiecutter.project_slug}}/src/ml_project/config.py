@@ -88,10 +88,20 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(config_name, overrides=list(overrides))
 
 
+def typed_key(override: str) -> str:
+    """`optim.lr=0.1` -> `optim.lr`."""
+    return re.split(r"[=@]", override, maxsplit=1)[0]
+
+
+def chosen_groups(overrides: Sequence[str]) -> list[str]:
+    """Of what was typed, what chooses a file of conf/, such as `model=mlp`."""
+    return [override for override in overrides if (CONF / typed_key(override).lstrip("+~")).is_dir()]
+
+
 def _typed_defaults(config_name: str, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """(key, default) of each setting typed on the command line, under the groups chosen there."""
-    typed = [re.split(r"[=@]", override, maxsplit=1)[0] for override in overrides]
-    groups = [o for key, o in zip(typed, overrides, strict=True) if (CONF / key.lstrip("+~")).is_dir()]
+    typed = {typed_key(override) for override in overrides}
+    groups = chosen_groups(overrides)
     if len(groups) < len(overrides):
         for key, default in flatten(compose(config_name, groups)):
             if key in typed:

@@ -88,9 +88,9 @@ def _raised_in(error: BaseException, package: str) -> bool:
 
 
 def _explain_unknown_key(key: str, config_name: str) -> str:
-    from .config import compose, flatten
+    from .config import chosen_groups, compose, flatten
 
-    known = [name for name, _ in flatten(compose(config_name))]
+    known = [name for name, _ in flatten(compose(config_name, chosen_groups(sys.argv[1:])))]
     nearest = difflib.get_close_matches(key, known, n=1)
     hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
     return f"{key} is not a setting. {hint} (To add a new key, write +{key}=...)"

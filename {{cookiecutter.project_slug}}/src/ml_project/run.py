@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .config import flatten
+from .config import flatten, typed_key
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
     """The stored configuration, unless what was typed contradicts it."""
     stored = load_config(run)
     composed, before = dict(flatten(cfg)), dict(flatten(stored))
-    typed = {re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0] for override in overrides} - {"run_dir"}
+    typed = {typed_key(override).lstrip("+~") for override in overrides} - {"run_dir"}
     everything = bool(typed & {"experiment", "debug"})  # these change settings of any group
     for key in sorted(composed.keys() | before.keys()):
         if key == MAY_GROW or not (everything or typed & {key, key.split(".")[0]}):
