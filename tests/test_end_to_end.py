@@ -164,7 +164,14 @@ def wait_for(file: Path, text: str, process: subprocess.Popen[str]) -> None:
 def test_ctrl_c_leaves_a_run_that_continues(project: Path, python: Path, tmp_path: Path) -> None:
     straight = project / folder_of(train_in(project, python, "trainer.max_epochs=40", "experiment_name=straight"))
     command = [str(python), "-m", "my_project.train", "trainer.max_epochs=40", f"run_dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit "ignore"
+    )
     wait_for(tmp_path / "run/train.log", "epoch 3 of 40", process)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
