@@ -22,6 +22,15 @@ def keep(chosen: Path, among: Path) -> None:
     shutil.rmtree(among)
 
 
+def append_settings() -> None:
+    """The environment manager's own part of pyproject.toml comes after the common one."""
+    own = Path("env", ANSWERS["env_manager"], "pyproject.toml")
+    if own.exists():
+        with Path("pyproject.toml").open("ab") as common:
+            common.write(own.read_bytes())
+        own.unlink()
+
+
 def rename_package(name: str) -> None:
     for file in sorted(Path().rglob("*")):
         if file.is_file() and file.name != "LICENSE":  # there the word can only be somebody's name
@@ -48,6 +57,7 @@ def next_steps() -> str:
     )
 
 
+append_settings()
 keep(Path("env", ANSWERS["env_manager"]), among=Path("env"))
 keep(Path("licenses", ANSWERS["license"]), among=Path("licenses"))
 rename_package(ANSWERS["package_name"])

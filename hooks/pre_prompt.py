@@ -1,4 +1,4 @@
-"""Offer what this machine knows of its user as the author. Runs in a copy of the template; never fails."""
+"""Put what this machine has first, marked "(detected)" with its reason. Runs in a copy of the template; never fails."""
 
 import json
 import runpy
@@ -9,6 +9,11 @@ try:
     machine = runpy.run_path("ml_template/machine.py")
     content = json.loads(questions.read_text(encoding="utf-8"))
     content.update(machine["author"]())
+    for question, (answer, reason) in machine["recommend"](content["_builds"]).items():
+        content[question].remove(answer)
+        content[question].insert(0, answer)  # the first one is the default
+        prompts = content["__prompts__"][question]
+        prompts[answer] = f"{prompts.get(answer, answer)} (detected): {reason}".replace("[", r"\[")
     questions.write_text(json.dumps(content, indent=2), encoding="utf-8")
 except Exception as error:
     print(f"Nothing could be read from this machine ({error!a}); the template's own suggestions stand.")

@@ -31,13 +31,15 @@ class Refused(ValueError):
 def slug(text: str) -> str:
     """`L'Ete 2` -> `l-ete-2`: letters, digits and dashes; never empty."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:63].strip("-") or "my-project"
+    name = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:63].strip("-") or "my-project"
+    return f"{name}-project" if name in WINDOWS_DEVICES else name
 
 
 def package(text: str) -> str:
     """`3d-vision` -> `p_3d_vision`: a name that Python can import."""
     name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    return (name if name[:1].isalpha() else f"p_{name}")[:63].strip("_")
+    name = (name if name[:1].isalpha() else f"p_{name}")[:63].strip("_")
+    return f"{name}_project" if _taken(name) else name
 
 
 def lit(value: object) -> str:
@@ -60,16 +62,23 @@ def resolve(answers: Cookiecutter) -> str:
 
     Changes `answers` in place, before anything is rendered, so that files, hooks and the replay file agree.
     """
+    _check_all(answers)
     machine = runpy.run_path(str(Path(__file__).with_name("machine.py")))
-    for question, recommended in machine["recommend"]().items():
+    builds = answers["_builds"]
+    found = machine["nvidia"]()
+    for question, recommended in machine["recommend"](builds, found).items():
         if answers[question] == "auto":
             answers[question] = recommended.answer
-            answers[f"__why_{question}"] = recommended.reason
-    validate(answers)
-    build = answers["_builds"][answers["cuda"]]
+        answers[f"__why_{question}"] = recommended.reason if answers[question] == recommended.answer else "as you chose"
+    misfits = machine["unfit"](found, builds[answers["cuda"]]) if found.gpus else []
+    if misfits:
+        answers["__why_cuda"] = f"as you chose. Not for this machine: {'; '.join(misfits)}. {machine['REMEDY']}"
+    build = builds[answers["cuda"]]
     answers["__torch_version"] = build["tested"]
     answers["__torch_range"] = build["torch"]
-    answers["__torch_index"] = f"{answers['pytorch_index'].rstrip('/')}/{build['index']}"
+    answers["__torch_index"] = f"{answers['pytorch_index'].rstrip('/')}/{answers['cuda']}"
+    answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
+    answers["__conda_cuda"] = build["conda"][1]
     answers["__license_id"] = "LicenseRef-Proprietary" if answers["license"] == "Proprietary" else answers["license"]
     return ""
 
@@ -80,13 +89,17 @@ def validate(answers: Cookiecutter) -> str:
     Raises:
         cookiecutter.exceptions.FailedHookException: which cookiecutter prints as one line, with exit status 1.
     """
+    _check_all(answers)
+    return ""
+
+
+def _check_all(answers: Cookiecutter) -> None:
     try:
         _check(answers)
     except Refused as refusal:
         from cookiecutter.exceptions import FailedHookException
 
         raise FailedHookException(str(refusal)) from None
-    return ""
 
 
 def _check(answers: Cookiecutter) -> None:
@@ -116,7 +129,9 @@ def _check_slug(name: str) -> None:
             f"got {name!a}. Try {slug(name)}."
         )
     if name in WINDOWS_DEVICES:
-        raise Refused(f"project_slug {name} is a device on Windows, where no folder can have this name. Try {name}-1.")
+        raise Refused(
+            f"project_slug {name} is a device on Windows, where no folder can have this name. Try {slug(name)}."
+        )
 
 
 def _check_package(name: str) -> None:
@@ -125,16 +140,20 @@ def _check_package(name: str) -> None:
             "package_name must be 1 to 63 small letters, digits and underscores, a letter first, "
             f"got {name!a}. Try {package(slug(name))}."
         )
-    taken = {
+    if taken := _taken(name):
+        raise Refused(f"package_name {name} is {taken}. Try {name}_project.")
+
+
+def _taken(name: str) -> str:
+    """What this name already means; empty if it is free."""
+    meanings = {
         "a keyword of Python": keyword.iskeyword(name) or keyword.issoftkeyword(name),
         "a module of Python's standard library": name in sys.stdlib_module_names,
         "a package the project itself uses": name in DEPENDENCIES,
         "a device on Windows": name in WINDOWS_DEVICES,
         "the template's own placeholder": name == PLACEHOLDER,
     }
-    for what, is_so in taken.items():
-        if is_so:
-            raise Refused(f"package_name {name} is {what}. Try {name}_project.")
+    return next((what for what, is_so in meanings.items() if is_so), "")
 
 
 FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md}

@@ -1,52 +1,251 @@
-"""What this machine recommends for each `auto`, with the reason.
+"""What this machine has, and which answers follow from it: each fact with its source, each answer with its reason.
 
-python -m ml_template.machine
+    python -m ml_template.machine            # the table for a bug report
+
+Standard library only; every question to the machine has a time limit, so that all of it ends within five seconds.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 PYTHONS = ("3.11", "3.12", "3.13")  # Hydra 1.3 stops at 3.13; PyTorch 2.15 and pandas 3 start at 3.11
+MANAGERS = {"poetry": ("poetry",), "conda": ("conda", "mamba", "micromamba"), "uv": ("uv",)}  # in the order of choice
+LIMIT_S = 3.0  # for one command; they run side by side
+WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
+QUERY = "driver_version,compute_cap,memory.total,name"
+
+REMEDY = "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere."
+
+Builds = Mapping[str, Mapping[str, Any]]
 
 
-class Recommendation(NamedTuple):
+class Answer(NamedTuple):
     answer: str
     reason: str
 
 
-def recommend() -> dict[str, Recommendation]:
-    """An answer to each question that may be answered `auto`."""
-    return {
-        "python_version": recommend_python("{}.{}".format(*sys.version_info)),
-        "env_manager": Recommendation("venv", "needs nothing but Python"),
-        "cuda": Recommendation("cpu", "the only build of this version of the template"),
-    }
+class Gpu(NamedTuple):
+    name: str
+    capability: tuple[int, ...] | None  # (8, 6); None where the driver is too old to tell
+    memory_mib: int | None
 
 
-def recommend_python(running: str) -> Recommendation:
-    """The Python that runs, if the project can run on it."""
+class Nvidia(NamedTuple):
+    """What `nvidia-smi` says: GPUs and driver, or why there are none."""
+
+    gpus: tuple[Gpu, ...]
+    driver: str
+    reason: str
+
+
+def ask(*command: str, limit_s: float = LIMIT_S) -> tuple[int | None, str]:
+    """Exit status and output of a command; None where it cannot be started or does not end in time."""
+    try:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_english()
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.stdout.close() if process.stdout else None  # a child of it may keep the pipe open
+                return None, f"no answer within {limit_s:g} s"
+    except OSError as error:
+        return None, error.strerror or str(error)
+    return process.returncode, output.decode("utf-8", "replace").replace("\r", "").strip()
+
+
+def nvidia(limit_s: float = LIMIT_S) -> Nvidia:
+    """The NVIDIA GPUs of this machine, as `nvidia-smi` lists them."""
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_DRIVER)
+    if program is None:
+        return Nvidia((), "", "no nvidia-smi on this machine")
+    status, output = ask(program, f"--query-gpu={QUERY}", "--format=csv,noheader", limit_s=limit_s)
+    if status is not None and "compute_cap" in output and "not a valid field" in output:  # drivers before 510
+        fields = QUERY.replace("compute_cap,", "")
+        status, output = ask(program, f"--query-gpu={fields}", "--format=csv,noheader", limit_s=limit_s)
+        output = re.sub(r"^([\d.]+), ", r"\1, [N/A], ", output, flags=re.MULTILINE)
+    return parse_nvidia_smi(status, output)
+
+
+def parse_nvidia_smi(status: int | None, output: str) -> Nvidia:
+    """Exit status and output of `nvidia-smi --query-gpu=driver_version,compute_cap,memory.total,name` as facts."""
+    gpus, driver = [], ""
+    for line in output.replace("\r", "").splitlines():
+        fields = line.split(", ", 3)
+        if len(fields) == 4 and re.fullmatch(r"\d+(\.\d+)*", fields[0]):
+            driver, capability, memory, name = fields
+            gpus.append(Gpu(name.strip(), _version(capability.replace(",", ".")) or None, _number(memory)))
+    if gpus:
+        return Nvidia(tuple(gpus), driver, f"driver {driver}, {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}")
+    said = output.splitlines()[0].strip() if output else "it printed nothing"
+    return Nvidia((), "", f"nvidia-smi found no GPU: {ascii(said)[1:-1][:120]}")
+
+
+def choose_cuda(found: Nvidia, builds: Builds, system: str = platform.system()) -> Answer:
+    """The build of PyTorch for these GPUs and this driver.
+
+    Args:
+        found: the answer of `nvidia`.
+        builds: the table of cookiecutter.json.
+        system: as `platform.system()` names it.
+    """
+    if system == "Darwin":
+        return Answer("cpu", "PyTorch for the Mac has one build, with Apple's GPUs (MPS) in it")
+    if not found.gpus:
+        return Answer("cpu", found.reason)
+    candidates = [name for name, build in builds.items() if build.get("auto")]  # the newest CUDA last
+    refusals: list[str] = []
+    for name in reversed(candidates):
+        misfits = unfit(found, builds[name])
+        if not misfits:
+            return Answer(name, f"{found.gpus[0].name}, {found.reason}{_because(refusals)}")
+        refusals += [f"{name}: {misfit}" for misfit in misfits]
+    # GPUs of very different age, and a driver new enough: serve the newest of them
+    for name in reversed(candidates):
+        served = [gpu for gpu in found.gpus if not unfit(found._replace(gpus=(gpu,)), builds[name])]
+        if served:
+            left = ", ".join(gpu.name for gpu in found.gpus if gpu not in served)
+            return Answer(name, f"for {served[0].name}; no build serves all GPUs here, this one leaves out {left}")
+    if any(gpu.capability and gpu.capability >= (10,) for gpu in found.gpus):
+        return Answer("cpu", f"{'; '.join(refusals)}. Update the driver (conda's build for CUDA 12 would fit as it is)")
+    return Answer("cpu", f"{'; '.join(refusals)}. Update the driver")
+
+
+def unfit(found: Nvidia, build: Mapping[str, Any]) -> list[str]:
+    """Why this build does not run on these GPUs with this driver; empty if it does."""
+    reasons = []
+    if _version(found.driver) < _version(build.get("driver", "")):
+        reasons.append(f"driver {found.driver} is older than {build['driver']}, which CUDA {build['cuda']} needs")
+    for gpu in dict.fromkeys(found.gpus):
+        if gpu.capability is None or "capability" not in build:
+            continue
+        least, greatest = (_version(limit) for limit in build["capability"])
+        number = ".".join(map(str, gpu.capability))
+        if gpu.capability < least:
+            reasons.append(f"no code for {gpu.name} (compute capability {number}, least {build['capability'][0]})")
+        elif greatest and gpu.capability > greatest:
+            reasons.append(f"no code for {gpu.name} (compute capability {number}, greatest {build['capability'][1]})")
+    return reasons
+
+
+def choose_manager() -> Answer:
+    """The first tool for environments that is here and runs."""
+    for manager, programs in MANAGERS.items():
+        for program in programs:
+            path = works(program)
+            if path:
+                return Answer(manager, f"{path} is here")
+    return Answer("venv", "neither poetry, conda nor uv is here")
+
+
+def works(program: str) -> str | None:
+    """Where this program is. pyenv puts stubs on PATH for programs that its chosen Python lacks: those do not count."""
+    path = shutil.which(program)
+    if path and Path(path).parent.name == "shims" and ask(path, "--version")[0] != 0:
+        return None
+    return path
+
+
+def choose_python(manager: str, running: str = "{}.{}".format(*sys.version_info)) -> Answer:
+    """The Python of the project: conda and uv bring their own, others need one that is here."""
     if running in PYTHONS:
-        return Recommendation(running, "it runs cookiecutter now")
-    return Recommendation("3.12", f"Python {running}, which runs cookiecutter now, is not one of {', '.join(PYTHONS)}")
+        return Answer(running, "it runs cookiecutter now")
+    here = [version for version in PYTHONS if version in pyenv_pythons() or works(f"python{version}")]
+    if here:
+        return Answer(here[-1], f"it is here; Python {running}, which runs cookiecutter now, is not supported")
+    if manager in ("conda", "uv"):
+        return Answer("3.12", f"{manager} brings it; Python {running}, which runs cookiecutter now, is not supported")
+    return Answer("3.12", f"none of {', '.join(PYTHONS)} is here: install one before `make setup`")
+
+
+def pyenv_pythons() -> list[str]:
+    """The versions of Python that pyenv has, as 3.11."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    names = [folder.name for folder in root.iterdir()] if root.is_dir() else []
+    return sorted({".".join(name.split(".")[:2]) for name in names if re.fullmatch(r"3\.\d+\.\d+", name)}, key=_version)
 
 
 def author() -> dict[str, str]:
     """The author's name and e-mail address as Git knows them; without Git, nothing."""
     known = {}
     for question, setting in (("author_name", "user.name"), ("author_email", "user.email")):
-        try:
-            answer = subprocess.run(["git", "config", "--get", setting], capture_output=True, timeout=2, check=True)
-            text = answer.stdout.decode("utf-8").strip()
-        except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-            continue
-        if text and len(text) <= 200 and text.isprintable() and "{" not in text:  # cookiecutter evaluates braces
-            known[question] = text
+        status, text = ask("git", "config", "--get", setting)
+        if status == 0 and text and len(text) <= 200 and text.isprintable() and "{" not in text:
+            known[question] = text  # braces are left out: cookiecutter evaluates them
     return known
 
 
+def recommend(builds: Builds, found: Nvidia | None = None) -> dict[str, Answer]:
+    """An answer to each question that may be answered `auto`."""
+    manager = choose_manager()
+    return {
+        "python_version": choose_python(manager.answer),
+        "env_manager": manager,
+        "cuda": choose_cuda(found or nvidia(), builds),
+    }
+
+
+def facts() -> Iterator[tuple[str, str, str]]:
+    """(what, value, source) of everything that decides, and what a maintainer asks first."""
+    programs = [name for group in MANAGERS.values() for name in group] + ["pyenv", "git", "make"]
+    with ThreadPoolExecutor(len(programs) + 1) as pool:
+        smi = pool.submit(nvidia)
+        versions = {name: pool.submit(ask, name, "--version") for name in programs if shutil.which(name)}
+        yield "system", f"{platform.system()} {platform.release()} on {platform.machine()}", "platform"
+        yield "WSL", "yes" if "microsoft" in platform.release().lower() else "no", "the kernel's release"
+        yield "Python", platform.python_version(), sys.executable
+        yield "pyenv's Pythons", ", ".join(pyenv_pythons()) or "none", "$PYENV_ROOT or ~/.pyenv"
+        for name in programs:
+            status, said = versions[name].result() if name in versions else (None, "not on PATH")
+            text = said.splitlines()[0] if said else "it printed nothing"
+            if name in versions and status != 0:
+                text = f"does not run: {text}"
+            yield name, text, str(shutil.which(name))
+        found = smi.result()
+        yield "NVIDIA", found.reason, "nvidia-smi"
+        for gpu in found.gpus:
+            capability = ".".join(map(str, gpu.capability or ())) or "unknown"
+            yield "GPU", f"{gpu.name}, compute capability {capability}, {gpu.memory_mib or '?'} MiB", "nvidia-smi"
+
+
+def _english() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """`525.60.13` -> (525, 60, 13); () where there is no number."""
+    return tuple(int(part) for part in text.strip().split(".")) if re.fullmatch(r"\s*\d+(\.\d+)*\s*", text) else ()
+
+
+def _number(text: str) -> int | None:
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else None
+
+
+def _because(refusals: Sequence[str]) -> str:
+    return f" ({'; '.join(refusals)})" if refusals else ""
+
+
+def main() -> None:
+    for what, value, source in facts():
+        print(f"{what:17}{value}   [{source}]")
+    table = json.loads(Path(__file__).with_name("..").joinpath("cookiecutter.json").read_text(encoding="utf-8"))
+    print()
+    for question, (answer, reason) in recommend(table["_builds"]).items():
+        print(f"{question:17}{answer:9}{reason}")
+
+
 if __name__ == "__main__":
-    for question, (answer, reason) in recommend().items():
-        print(f"{question:16}{answer:8}{reason}")
+    main()

@@ -18,7 +18,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "{{cookiecutter.project_slug}}"
-TEMPLATE_PARTS = ("cookiecutter.json", "hooks", "ml_template", PROJECT.name)
+EXTENSION = "ml_template_needs_cookiecutter_2_4__try__pipx_run_cookiecutter.py"
+TEMPLATE_PARTS = ("cookiecutter.json", "hooks", "ml_template", EXTENSION, PROJECT.name)
 QUESTIONS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {
     name: value for name, value in QUESTIONS.items() if isinstance(value, list) and not name.startswith("_")
@@ -97,6 +98,19 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
 
 
+@pytest.fixture
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH of one folder, with git and the basic tools in it: no GPU, no poetry, conda, uv or pyenv is found."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("git", "sh", "env", "sleep", "unshare", "make"):
+        if found := shutil.which(program):
+            (folder / program).symlink_to(found)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cookiecutter leaves rendered hooks and a copy of the template in the temporary folder: not in everybody's."""
@@ -116,8 +130,8 @@ def config_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bake(template: Path, tmp_path: Path, config_file: Path) -> Bake:
-    """Generate a project with these answers, the others at their defaults."""
+def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) -> Bake:
+    """Generate a project on a bare machine with these answers, the others at their defaults."""
     from cookiecutter.main import cookiecutter
 
     def generate(**answers: str) -> Project:

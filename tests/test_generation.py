@@ -16,7 +16,7 @@ from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
 .dvc/.gitignore .dvc/config .dvcignore .gitignore LICENSE Makefile README.md dvc.yaml environment.mk pyproject.toml
-scripts/seeds.py scripts/setup_env.py
+scripts/check_build.py scripts/seeds.py
 src/PACKAGE/__init__.py src/PACKAGE/callbacks.py src/PACKAGE/config.py src/PACKAGE/data.py src/PACKAGE/errors.py
 src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py src/PACKAGE/predict.py src/PACKAGE/prepare.py
 src/PACKAGE/run.py src/PACKAGE/task.py src/PACKAGE/train.py
@@ -29,9 +29,26 @@ tests/conftest.py tests/test_config.py tests/test_data.py tests/test_model.py te
 """
 
 
+OWN_FILES = {
+    "poetry": "poetry.toml",
+    "conda": (
+        "environment.yml scripts/setup_env.sh etc/conda/activate.d/project.fish etc/conda/activate.d/project.sh "
+        "etc/conda/deactivate.d/project.fish etc/conda/deactivate.d/project.sh"
+    ),
+    "uv": "",
+    "venv": "scripts/setup_env.py",
+}
+
+
+def manager_of(project: Project) -> str:
+    manager: str = tomllib.loads(project.text("pyproject.toml"))["tool"]["ml-template"]["env_manager"]
+    return manager
+
+
 def assert_clean(project: Project, package: str = "my_project") -> None:
     """Exactly the files it should have, each of the kind its name says, with nothing of the template left."""
-    assert project.files() == sorted(name.replace("PACKAGE", package) for name in FILES.split())
+    names = f"{FILES} {OWN_FILES[manager_of(project)]}".split()
+    assert project.files() == sorted(name.replace("PACKAGE", package) for name in names)
     for name in project.files():
         text = project.text(name)
         assert "{{" not in text, name
@@ -63,7 +80,7 @@ def test_every_choice_and_every_pair_gives_a_clean_project(bake: Bake, answers: 
         assert wanted in ("auto", got)
     build = QUESTIONS["_builds"][chosen["cuda"]]
     assert chosen["torch"] == build["tested"]
-    assert chosen["torch_index"] == f"{QUESTIONS['pytorch_index']}/{build['index']}"
+    assert chosen["torch_index"] == f"{QUESTIONS['pytorch_index']}/{chosen['cuda']}"
     assert f"torch{build['torch']}" in settings["project"]["dependencies"]
 
 
@@ -102,11 +119,65 @@ def test_generation_needs_no_network(template: Path, tmp_path: Path, config_file
 
 
 def test_the_last_words_say_what_was_chosen_why_and_what_to_type(
-    template: Path, tmp_path: Path, config_file: Path
+    template: Path, tmp_path: Path, config_file: Path, bare_machine: Path
 ) -> None:
     command = f"{sys.executable} -m cookiecutter {template} --no-input --config-file {config_file} -o {tmp_path}"
     answer = run(*command.split(), "license=MIT", "python_version=3.12", cwd=tmp_path)
     assert answer.output.isascii()
     assert re.search(r"python_version +3.12 +as you chose\n", answer.output)
-    assert re.search(r"env_manager +venv +needs nothing but Python\n", answer.output)
+    assert re.search(r"env_manager +venv +neither poetry, conda nor uv is here\n", answer.output)
     assert answer.output.endswith("  cd my-project\n  make setup data train evaluate\n\n")
+
+
+def test_a_manager_brings_its_own_settings(bake: Bake) -> None:
+    index = "http://127.0.0.1:1/mirror"
+    poetry = tomllib.loads(bake(env_manager="poetry", cuda="cu126", pytorch_index=index).text("pyproject.toml"))["tool"]
+    assert poetry["poetry"]["source"][1] == {
+        "name": "pytorch-cu126",
+        "url": f"{index}/cu126",
+        "priority": "explicit",
+    }
+    uv = tomllib.loads(bake(project_slug="b", env_manager="uv", cuda="cu130").text("pyproject.toml"))["tool"]
+    assert uv["uv"]["index"][0]["url"] == "https://download.pytorch.org/whl/cu130"
+    venv = tomllib.loads(bake(project_slug="c", env_manager="venv").text("pyproject.toml"))["tool"]
+    assert not {"uv", "poetry"} & venv.keys()
+
+
+def nvidia_smi(folder: Path, line: str) -> None:
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{line}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+def test_what_this_machine_has_is_taken_without_a_question(bake: Bake, bare_machine: Path) -> None:
+    nvidia_smi(bare_machine, "535.183.01, 8.0, 40960 MiB, NVIDIA A100-SXM4-40GB")
+    (bare_machine / "uv").symlink_to("/bin/true")
+    settings = tomllib.loads(bake().text("pyproject.toml"))
+    assert settings["tool"]["ml-template"]["cuda"] == "cu126"
+    assert settings["tool"]["ml-template"]["env_manager"] == "uv"
+    assert "torch>=2.13,<2.15" in settings["project"]["dependencies"]
+
+
+def test_an_answer_from_the_command_line_wins_over_what_was_detected(bake: Bake, bare_machine: Path) -> None:
+    nvidia_smi(bare_machine, "580.65.06, 9.0, 81559 MiB, NVIDIA H100")
+    assert tomllib.loads(bake(cuda="cpu").text("pyproject.toml"))["tool"]["ml-template"]["cuda"] == "cpu"
+
+
+@pytest.mark.parametrize(("line", "cuda", "warning"), [
+    (
+        "580.65.06, 12.0, 32607 MiB, NVIDIA RTX 5090", "cu126",
+        "as you chose. Not for this machine: no code for NVIDIA RTX 5090 (compute capability 12.0, greatest 9.0). "
+        "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere.",
+    ),
+    (
+        "550.54.14, 9.0, 81559 MiB, NVIDIA H100", "cu132",
+        "as you chose. Not for this machine: driver 550.54.14 is older than 580, which CUDA 13.2 needs. "
+        "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere.",
+    ),
+])  # fmt: skip
+def test_a_build_that_does_not_run_here_is_generated_with_a_warning(
+    template: Path, tmp_path: Path, config_file: Path, bare_machine: Path, line: str, cuda: str, warning: str
+) -> None:
+    nvidia_smi(bare_machine, line)
+    command = f"{sys.executable} -m cookiecutter {template} --no-input --config-file {config_file} -o {tmp_path}"
+    answer = run(*command.split(), f"cuda={cuda}", cwd=tmp_path)
+    assert f"  cuda            {cuda}  {warning}\n" in answer.output

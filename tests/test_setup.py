@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import http.server
 import os
+import re
+import shutil
 import sys
-import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Answer, Bake, Project, run
+from loopback import serve, write_stub_torch
 
 Setup = Callable[..., Answer]
-
-
-def write_stub_torch(folder: Path, build: str, cuda: str | None) -> None:
-    """A wheel that says it is this build of torch 2.13.0, and the index page that lists it (PEP 503)."""
-    name = f"torch-2.13.0+{build}-py3-none-any.whl"
-    contents = {
-        "torch/__init__.py": f"from . import version\n__version__ = '2.13.0+{build}'\n",
-        "torch/version.py": f"cuda = {cuda!r}\n",
-        f"torch-2.13.0+{build}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n",
-        f"torch-2.13.0+{build}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = f"torch-2.13.0+{build}.dist-info/RECORD"
-    lines = [
-        f"{file},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
-        for file, text in contents.items()
-    ]
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / name, "w") as wheel:
-        for file, text in {**contents, record: "\n".join([*lines, f"{record},,"])}.items():
-            wheel.writestr(file, text)
-    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / "index.html").write_text(f'<a href="{name}#sha256={digest}">{name}</a>', encoding="utf-8")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -53,13 +23,8 @@ def index(tmp_path: Path) -> Iterator[str]:
     write_stub_torch(tmp_path / "index/cu126/torch", "cu126", None)
     write_stub_torch(tmp_path / "index/cu130/torch", "cu130", "13.0")
     (tmp_path / "index/empty").mkdir()
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "index"))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(tmp_path / "index") as address:
+        yield address
 
 
 @pytest.fixture
@@ -67,15 +32,18 @@ def setup(bake: Bake, index: str) -> Setup:
     """Makes .venv in a new project, installs this build from this index, and checks it; pip's own index is empty."""
     project: Project = bake()
 
-    def steps(build: str, torch_index: str | None = None, expect: int = 0) -> Answer:
+    def steps(build: str, torch_index: str | None = None, expect: int = 0, **pip: str) -> Answer:
+        settings = project.path / "pyproject.toml"
+        settings.write_text(re.sub(r'^cuda = ".*"$', f'cuda = "{build}"', settings.read_text(), flags=re.MULTILINE))
         config = {"cuda": build, "torch": "2.13.0", "torch_index": torch_index or f"{index}/{build}"}
         program = (
             "import sys; sys.path.insert(0, 'scripts'); import setup_env as setup\n"
             f"setup.make_venv('{sys.version_info[0]}.{sys.version_info[1]}')\n"
-            f"setup.install_torch({config})\nsetup.check_torch({config})\n"
+            f"setup.install_torch({config}, 'torch>=2.13,<2.16')\n"
+            "sys.exit(setup.subprocess.call([setup.PYTHON, 'scripts/check_build.py']))\n"
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        env |= {"PIP_INDEX_URL": f"{index}/empty", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+        env |= {"PIP_INDEX_URL": f"{index}/empty", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", **pip}
         return run(sys.executable, "-c", program, cwd=project.path, env=env, expect=expect)
 
     return steps
@@ -84,14 +52,16 @@ def setup(bake: Bake, index: str) -> Setup:
 def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index: str) -> None:
     printed = setup("cu130").output
     assert f"== pip's own indexes do not have it, trying {index}/cu130\n" in printed
-    assert printed.endswith("PyTorch 2.13.0+cu130, build cu130, as asked for.\n")
+    assert printed.endswith(
+        "PyTorch 2.13.0+cu130, build cu130, as asked for.\n"
+        "No GPU that PyTorch can use is here: this build will find one where the project runs.\n"
+    )
     assert setup("cpu").output.endswith("PyTorch 2.13.0+cpu, build cpu, as asked for.\n")
 
 
 def test_another_build_than_the_one_asked_for_is_refused(setup: Setup) -> None:
     assert setup("cu126", expect=1).output.endswith(
-        "error: PyTorch 2.13.0+cu126 is the build cpu, but pyproject.toml asks for cu126. "
-        "Remove .venv, then run `make setup` again.\n"
+        "error: PyTorch 2.13.0+cu126 is the build cpu, but pyproject.toml asks for cu126. Run: make clean-env setup.\n"
     )
 
 
@@ -100,6 +70,20 @@ def test_an_index_that_cannot_be_reached_gets_one_sentence(setup: Setup) -> None
     assert setup("cpu", torch_index=nobody, expect=1).output.endswith(
         f"error: torch==2.13.0+cpu is neither in pip's own indexes nor to be had from {nobody}. Check the network "
         "(or set torch_index in pyproject.toml to a mirror), then run `make setup` again.\n"
+    )
+
+
+def test_a_clusters_wheelhouse_gives_its_own_build(setup: Setup, tmp_path: Path) -> None:
+    write_stub_torch(tmp_path / "wheelhouse", "computecanada", "13.0")
+    cluster = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheelhouse")}
+    assert "PyTorch 2.13.0+computecanada, build cu130, as asked for." in setup("cu130", **cluster).output
+    refused = setup("cu126", expect=1, **cluster).output
+    assert "PyTorch 2.13.0+computecanada is the build cu130, but pyproject.toml asks for cu126." in refused
+    nothing = {**cluster, "PIP_FIND_LINKS": str(tmp_path / "empty")}
+    shutil.rmtree(tmp_path / "out/my-project/.venv")
+    assert setup("cu130", expect=1, **nothing).output.endswith(
+        "error: pip is told to use no index, and its wheelhouse has no torch>=2.13,<2.16. "
+        "Ask for it, or unset PIP_NO_INDEX.\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""What cookiecutter loads from this template. Frozen: `cruft update` renders two versions in one process, so this
+"""What cookiecutter loads from this template. A cookiecutter before 2.4 cannot, and says so with this file's name.
+
+Frozen: `cruft update` renders two versions in one process, so this
 module stays the first version's; the code behind it is read anew each time, from the template being rendered.
 """
 

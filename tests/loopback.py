@@ -1,0 +1,68 @@
+"""A PyTorch index on loopback, with stub wheels for the builds that cannot be had here."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.server
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_stub_torch(folder: Path, build: str, cuda: str | None, tag: str = "py3-none-any") -> None:
+    """A wheel that says it is this build of torch 2.13.0, and the index page that lists it."""
+    wheel = folder / f"torch-2.13.0+{build}-{tag}.whl"
+    contents = {
+        "torch/__init__.py": f"from . import cuda, version\n__version__ = '2.13.0+{build}'\n",
+        "torch/cuda.py": "def is_available(): return False\n",
+        "torch/version.py": f"cuda = {cuda!r}\n",
+        f"torch-2.13.0+{build}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n",
+        f"torch-2.13.0+{build}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    record = f"torch-2.13.0+{build}.dist-info/RECORD"
+    lines = [
+        f"{file},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
+        for file, text in contents.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file, text in {**contents, record: "\n".join([*lines, f"{record},,"])}.items():
+            archive.writestr(file, text)
+    write_page(wheel)
+
+
+def write_page(wheel: Path) -> None:
+    """The index page beside a wheel (PEP 503), with its metadata in a file of its own (PEP 658), as PyTorch's has."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name)
+    wheel.with_name(wheel.name + ".metadata").write_bytes(metadata)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    of_metadata = f"sha256={hashlib.sha256(metadata).hexdigest()}"
+    page = (
+        f'<a href="{wheel.name.replace("+", "%2B")}#sha256={digest}" '
+        f'data-core-metadata="{of_metadata}" data-dist-info-metadata="{of_metadata}">{wheel.name}</a>'
+    )
+    (wheel.parent / "index.html").write_text(page, encoding="utf-8")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address at which this folder is served, on loopback only."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,173 @@
+"""`cruft update` brings a later version of the template into a project that its owner has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CHOICES, PROJECT, Answer, Bake, Project, run
+
+CONCRETE = {name: [choice for choice in choices if choice != "auto"] for name, choices in CHOICES.items()}
+START = {name: choices[0] for name, choices in CONCRETE.items()}
+
+Cruft = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def somebody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config_file: Path, bare_machine: Path) -> None:
+    """A person who may commit, with a home of their own; cruft reads cookiecutter's settings there."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(config_file))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "Ada")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "ada@example.com")
+
+
+@pytest.fixture
+def repository(template: Path, tmp_path: Path) -> Path:
+    """The template under version control, at its first commit."""
+    folder = tmp_path / "ml-template"
+    shutil.copytree(template, folder)
+    commit(folder, start=True)
+    return folder
+
+
+@pytest.fixture
+def cruft(tmp_path: Path) -> Cruft:
+    def call(*arguments: str | Path, cwd: Path = tmp_path, expect: int | None = 0) -> Answer:
+        return run(sys.executable, "-m", "cruft", *arguments, cwd=cwd, expect=expect)
+
+    return call
+
+
+@pytest.fixture
+def create(repository: Path, tmp_path: Path, cruft: Cruft) -> Callable[..., Project]:
+    """A project made by `cruft create` and committed by its owner."""
+
+    def generate(**answers: str) -> Project:
+        output = tmp_path / "projects"
+        output.mkdir()
+        cruft("create", repository, "--no-input", "--extra-context", json.dumps(answers), "--output-dir", output)
+        (folder,) = output.iterdir()
+        commit(folder, start=True)
+        return Project(folder)
+
+    return generate
+
+
+def commit(folder: Path, start: bool = False) -> None:
+    if start:
+        run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "as it is", cwd=folder)
+
+
+def append(file: Path, text: str) -> None:
+    file.write_text(file.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def content(project: Project) -> dict[str, bytes]:
+    """The files of a project but for the records of git and cruft."""
+    files = (name for name in project.files() if not name.startswith(".git/") and name != ".cruft.json")
+    return {name: (project.path / name).read_bytes() for name in files}
+
+
+def runs(project: Project, name: str) -> bool:
+    """Whether a file can be run."""
+    return os.access(project.path / name, os.X_OK)
+
+
+def changed(diff: str) -> set[str]:
+    """The files that a diff of cruft is about."""
+    return set(re.findall(r"^diff --git upstream-template-old/(\S+) ", diff, re.MULTILINE))
+
+
+def test_an_untouched_project_has_no_diff_and_its_answers_are_concrete(
+    create: Callable[..., Project], cruft: Cruft
+) -> None:
+    project = create()
+    cruft("diff", "--exit-code", cwd=project.path)
+    cruft("check", cwd=project.path)
+    answers = json.loads(project.text(".cruft.json"))["context"]["cookiecutter"]
+    assert {name: answers[name] in choices for name, choices in CONCRETE.items()} == dict.fromkeys(CONCRETE, True)
+
+
+def test_an_update_brings_what_changed_and_keeps_what_its_owner_edited(
+    repository: Path, create: Callable[..., Project], cruft: Cruft
+) -> None:
+    project = create(**START)
+    append(project.path / "README.md", "\n## Ours\n\nNotes of the owner.\n")
+    append(project.path / "src/my_project/model.py", "\n\nWIDTH = 64\n")
+    (project.path / "src/my_project/ours.py").write_text("OURS = True\n", encoding="utf-8")
+    (project.path / "scripts/seeds.py").unlink()
+    commit(project.path)
+
+    source = repository / PROJECT.name
+    readme = (source / "README.md").read_text(encoding="utf-8")
+    readme = re.sub(r"^## .*\n", r"\g<0>\nA line of the second version.\n", readme, count=1, flags=re.MULTILINE)
+    (source / "README.md").write_text(readme, encoding="utf-8")
+    (source / "src/ml_project/second.py").write_text('NAME = "ml_project"\n', encoding="utf-8")
+    append(source / "scripts/seeds.py", "\n# the second version of what the owner deleted\n")
+    commit(repository)
+
+    assert "out of date" in cruft("check", cwd=project.path, expect=1).output
+    cruft("update", "--skip-apply-ask", cwd=project.path)
+
+    assert "A line of the second version.\n" in project.text("README.md")
+    assert project.text("README.md").endswith("\n## Ours\n\nNotes of the owner.\n")
+    assert project.text("src/my_project/model.py").endswith("\n\nWIDTH = 64\n")
+    assert project.text("src/my_project/ours.py") == "OURS = True\n"
+    assert project.text("src/my_project/second.py") == 'NAME = "my_project"\n'
+    assert not (project.path / "scripts/seeds.py").exists()
+    assert [name for name in project.files() if name.endswith((".rej", ".orig"))] == []
+
+    assert cruft("check", cwd=project.path).returncode == 0
+    assert changed(cruft("diff", cwd=project.path).output) == {"README.md", "src/my_project/model.py"}
+    status = run("git", "status", "--porcelain", cwd=project.path).output
+    assert {line[3:] for line in status.splitlines()} == {".cruft.json", "README.md", "src/my_project/second.py"}
+
+
+def test_an_update_runs_the_new_versions_code(repository: Path, create: Callable[..., Project], cruft: Cruft) -> None:
+    # cruft renders both versions in one process: code that is imported would stay the old version's
+    project = create(**START, description="what it is about")
+    append(repository / "ml_template/answers.py", '\nFILTERS["md"] = lambda text: f"new {md(text)}"\n')
+    commit(repository)
+    before = content(project)
+    cruft("update", "--skip-apply-ask", cwd=project.path)
+    assert "\nnew what it is about\n" in project.text("README.md")
+    assert {name for name, text in content(project).items() if text != before[name]} == {"README.md"}
+    cruft("diff", "--exit-code", cwd=project.path)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [(name, choice) for name, choices in CONCRETE.items() for choice in choices[1:]]
+)
+def test_another_answer_gives_what_it_would_have_given_at_first(
+    create: Callable[..., Project], cruft: Cruft, bake: Bake, question: str, answer: str
+) -> None:
+    project = create(**START)
+    update = ("update", "--skip-apply-ask", "--variables-to-update", json.dumps({question: answer}))
+    cruft(*update, cwd=project.path)
+    assert json.loads(project.text(".cruft.json"))["context"]["cookiecutter"][question] == answer
+    wanted = bake(**{**START, question: answer})
+    assert content(project) == content(wanted)
+    assert {name: runs(project, name) for name in wanted.files()} == {
+        name: runs(wanted, name) for name in wanted.files()
+    }
+
+
+def test_another_license_changes_the_license_and_its_two_mentions(create: Callable[..., Project], cruft: Cruft) -> None:
+    project = create(license="MIT")
+    before = content(project)
+    cruft("update", "--skip-apply-ask", "--variables-to-update", '{"license": "Apache-2.0"}', cwd=project.path)
+    after = content(project)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"LICENSE", "README.md", "pyproject.toml"}

@@ -1,0 +1,201 @@
+"""What `nvidia-smi` and the tools of a machine lead to.
+
+python tests/test_machine.py        # prints the table of cases and what each chose
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from ml_template import machine
+
+BUILDS = json.loads((Path(__file__).resolve().parent.parent / "cookiecutter.json").read_text(encoding="utf-8"))[
+    "_builds"
+]
+CUDA_12 = "which CUDA 12.6 needs"
+CUDA_13 = "which CUDA 13.0 needs"
+
+
+class Case(NamedTuple):
+    """A behaviour of `nvidia-smi --query-gpu=driver_version,compute_cap,memory.total,name`, and what follows."""
+
+    name: str
+    status: int | None
+    output: str
+    answer: str
+    reason: str  # a part of it
+
+
+CASES = [
+    Case("no answer", None, "no answer within 3 s", "cpu", "nvidia-smi found no GPU: no answer within 3 s"),
+    Case("permission denied", None, "Permission denied", "cpu", "nvidia-smi found no GPU: Permission denied"),
+    Case("silent", 0, "", "cpu", "nvidia-smi found no GPU: it printed nothing"),
+    Case(
+        "driver not loaded", 9,
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest "
+        "NVIDIA driver is installed and running.\n",
+        "cpu", "nvidia-smi found no GPU: NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+    ),
+    Case("no devices", 6, "No devices were found\n", "cpu", "nvidia-smi found no GPU: No devices were found"),
+    Case(
+        "driver updated, not restarted", 18,
+        "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.65\n",
+        "cpu", "Driver/library version mismatch",
+    ),
+    Case("WSL blocks it", 255, "Failed to initialize NVML: GPU access blocked by the operating system\n", "cpu", "blocked"),
+    Case("message in another language", 9, "NVIDIA-SMI: Zugriff verweigert \u2013 Gerät fehlt\n", "cpu", "Zugriff verweigert"),
+    Case("Maxwell, driver 535", 0, "535.183.01, 5.2, 12288 MiB, GeForce GTX TITAN X\n", "cu126", "no code for GeForce"),
+    Case("Pascal, driver 550", 0, "550.54.14, 6.1, 8192 MiB, NVIDIA GeForce GTX 1080\n", "cu126", "driver 550.54.14 is older"),
+    Case("Pascal, driver 580", 0, "580.65.06, 6.1, 8192 MiB, NVIDIA GeForce GTX 1080\n", "cu126", "compute capability 6.1"),
+    Case("Volta, driver 580", 0, "580.65.06, 7.0, 16384 MiB, Tesla V100-SXM2-16GB\n", "cu126", "least 7.5"),
+    Case("Turing, driver 470", 0, "470.256.02, 7.5, 15360 MiB, Tesla T4\n", "cpu", f"older than 525.60.13, {CUDA_12}. Update"),
+    Case("Turing, driver 525.60", 0, "525.60.13, 7.5, 15360 MiB, Tesla T4\n", "cu126", f"older than 580, {CUDA_13}"),
+    Case("Turing, driver 525.53", 0, "525.53, 7.5, 15360 MiB, Tesla T4\n", "cpu", "driver 525.53 is older than 525.60.13"),
+    Case("Turing, driver 580", 0, "580.65.06, 7.5, 15360 MiB, Tesla T4\n", "cu130", "Tesla T4, driver 580.65.06, 1 GPU"),
+    Case("Ampere, driver 535", 0, "535.183.01, 8.0, 40960 MiB, NVIDIA A100-SXM4-40GB\n", "cu126", f"580, {CUDA_13}"),
+    Case("Ampere, driver 579", 0, "579.99, 8.6, 24576 MiB, NVIDIA GeForce RTX 3090\n", "cu126", "driver 579.99 is older than 580"),
+    Case("Ampere, driver 580", 0, "580, 8.6, 24576 MiB, NVIDIA GeForce RTX 3090\n", "cu130", "RTX 3090, driver 580"),
+    Case("Ada, driver 595", 0, "595.10, 8.9, 24564 MiB, NVIDIA GeForce RTX 4090\n", "cu130", "RTX 4090, driver 595.10"),
+    Case("Hopper, driver 550", 0, "550.54.15, 9.0, 81559 MiB, NVIDIA H100 80GB HBM3\n", "cu126", "older than 580"),
+    Case("Hopper, driver 580", 0, "580.65.06, 9.0, 143771 MiB, NVIDIA H200\n", "cu130", "NVIDIA H200"),
+    Case(
+        "Blackwell, driver 570", 0, "570.86.10, 12.0, 32607 MiB, NVIDIA GeForce RTX 5090\n",
+        "cpu", "Update the driver (conda's build for CUDA 12 would fit as it is)",
+    ),
+    Case("Blackwell, driver 580", 0, "580.65.06, 10.0, 183359 MiB, NVIDIA B200\n", "cu130", "NVIDIA B200, driver 580.65.06"),
+    Case(
+        "eight alike", 0, "580.65.06, 9.0, 81559 MiB, NVIDIA H100 80GB HBM3\n" * 8,
+        "cu130", "NVIDIA H100 80GB HBM3, driver 580.65.06, 8 GPUs",
+    ),
+    Case(
+        "Pascal and Ampere", 0,
+        "580.65.06, 6.1, 8192 MiB, NVIDIA GeForce GTX 1080\n580.65.06, 8.6, 24576 MiB, NVIDIA GeForce RTX 3090\n",
+        "cu126", "no code for NVIDIA GeForce GTX 1080",
+    ),
+    Case(
+        "Pascal and Blackwell", 0,
+        "580.65.06, 6.1, 8192 MiB, NVIDIA GeForce GTX 1080\n580.65.06, 12.0, 32607 MiB, NVIDIA GeForce RTX 5090\n",
+        "cu130", "for NVIDIA GeForce RTX 5090; no build serves all GPUs here, this one leaves out NVIDIA GeForce GTX 1080",
+    ),
+    Case("MIG, memory hidden", 0, "580.65.06, 8.0, [Insufficient Permissions], NVIDIA A100-SXM4-40GB\n", "cu130", "A100"),
+    Case("capability not told", 0, "535.183.01, [N/A], 24576 MiB, NVIDIA GeForce RTX 3090\n", "cu126", "older than 580"),
+    Case("nothing but the driver told", 0, "580.65.06, [N/A], [N/A], [Unknown Error]\n", "cu130", "driver 580.65.06"),
+    Case("WSL, Windows line ends", 0, "580.88, 8.9, 8188 MiB, NVIDIA GeForce RTX 4070 Laptop GPU\r\n", "cu130", "RTX 4070"),
+    Case("decimal comma", 0, "580.65.06, 8,6, 24576 MiB, NVIDIA GeForce RTX 3090\n", "cu130", "RTX 3090"),
+    Case("comma in the name", 0, "580.65.06, 8.6, 24576 MiB, NVIDIA A10, virtual\n", "cu130", "NVIDIA A10, virtual"),
+    Case("a warning before the table", 0, "WARNING: infoROM is corrupted\n580.65.06, 8.6, 1 MiB, NVIDIA A10\n", "cu130", "A10"),
+]  # fmt: skip
+
+
+def chosen(case: Case) -> machine.Answer:
+    return machine.choose_cuda(machine.parse_nvidia_smi(case.status, case.output), BUILDS, system="Linux")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_build_follows_from_gpus_and_driver(case: Case) -> None:
+    answer, reason = chosen(case)
+    assert answer == case.answer
+    assert case.reason in reason
+    assert reason.isascii()
+
+
+def test_a_mac_takes_the_one_build_it_has() -> None:
+    answer, reason = machine.choose_cuda(machine.Nvidia((), "", "none"), BUILDS, system="Darwin")
+    assert (answer, "MPS" in reason) == ("cpu", True)
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all of PATH, with a home that knows no pyenv."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    return folder
+
+
+def test_a_driver_that_hangs_does_not_hang_us(path: Path) -> None:
+    fake(path, "nvidia-smi", "sleep 60 & sleep 60")
+    started = time.monotonic()
+    found = machine.nvidia(limit_s=0.2)
+    assert time.monotonic() - started < 30  # far from 60
+    assert found == machine.Nvidia((), "", "nvidia-smi found no GPU: no answer within 0.2 s")
+
+
+def test_a_driver_too_old_for_the_question_is_asked_another(path: Path) -> None:
+    complaint = 'echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2'
+    fake(path, "nvidia-smi", f'case "$1" in *compute_cap*) {complaint};; *) echo "470.57, 8192 MiB, GTX 1080";; esac')
+    found = machine.nvidia()
+    assert found.gpus == (machine.Gpu("GTX 1080", None, 8192),)
+    assert machine.choose_cuda(found, BUILDS, system="Linux").answer == "cpu"
+
+
+def test_a_program_that_may_not_be_run_is_told(path: Path) -> None:
+    (path / "nvidia-smi").write_text("no interpreter")
+    (path / "nvidia-smi").chmod(0o755)
+    assert "nvidia-smi found no GPU: Exec format error" in machine.nvidia().reason
+
+
+@pytest.mark.parametrize(("tools", "answer"), [
+    ([], "venv"), (["uv"], "uv"), (["uv", "micromamba"], "conda"), (["conda", "poetry", "uv"], "poetry"),
+])  # fmt: skip
+def test_the_environment_is_made_by_the_first_tool_that_is_here(path: Path, tools: list[str], answer: str) -> None:
+    for tool in tools:
+        fake(path, tool, "exit 0")
+    assert machine.choose_manager().answer == answer
+
+
+def test_a_stub_of_pyenv_is_no_tool(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path / "shims", "poetry", "echo 'pyenv: poetry: command not found'; exit 127")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'shims'}{os.pathsep}{path}")
+    assert machine.choose_manager().answer == "venv"
+
+
+@pytest.mark.parametrize(("running", "pyenv", "manager", "answer", "reason"), [
+    ("3.11", [], "venv", "3.11", "it runs cookiecutter now"),
+    ("3.13", [], "poetry", "3.13", "it runs cookiecutter now"),
+    ("3.14", ["3.10.2", "3.11.7", "3.12.1", "3.14.0"], "poetry", "3.12", "it is here; Python 3.14, which runs"),
+    ("3.14", [], "uv", "3.12", "uv brings it; Python 3.14, which runs"),
+    ("3.10", [], "venv", "3.12", "none of 3.11, 3.12, 3.13 is here: install one before `make setup`"),
+])  # fmt: skip
+def test_the_python_follows_from_what_is_here(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    running: str, pyenv: list[str], manager: str, answer: str, reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(path))
+    for version in pyenv:
+        (tmp_path / "pyenv/versions" / version).mkdir(parents=True)
+    got = machine.choose_python(manager, running)
+    assert got.answer == answer
+    assert got.reason.startswith(reason)
+
+
+def test_the_facts_for_a_bug_report_name_their_sources(path: Path) -> None:
+    fake(path, "nvidia-smi", "echo '580.65.06, 9.0, 81559 MiB, NVIDIA H100'")
+    fake(path, "conda", "echo 'conda 24.1.2'")
+    fake(path, "uv", "echo broken; exit 1")
+    facts = {what: (value, source) for what, value, source in machine.facts()}
+    assert facts["GPU"] == ("NVIDIA H100, compute capability 9.0, 81559 MiB", "nvidia-smi")
+    assert facts["conda"] == ("conda 24.1.2", str(path / "conda"))
+    assert facts["uv"][0] == "does not run: broken"
+    assert facts["poetry"] == ("not on PATH", "None")
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        answer, reason = chosen(case)
+        print(f"{case.name:30} {answer:6} {reason}")

@@ -1,0 +1,200 @@
+"""Real Poetry and real uv: locked, installed, trained, switched; PyTorch from an index on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Project, run
+from loopback import serve, write_page, write_stub_torch
+from pip._internal.models.index import PyPI
+
+pytestmark = pytest.mark.slow
+
+CUDA_BUILDS = {"cu126": "12.6", "cu130": "13.0", "cu132": "13.2"}
+LOCKS = {"poetry": "poetry.lock", "uv": "uv.lock"}
+TOOLS = Path(sys.executable).parent  # poetry, uv and cruft are in the template's own environment
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real CPU wheel if pip has one at hand, and stub wheels for the CUDA builds."""
+    folder = tmp_path_factory.mktemp("index")
+    cpu = folder / "cpu/torch"
+    wanted = "torch==2.13.0+cpu"  # PyPI has no such name: only a wheel at hand is found, nothing big is downloaded
+    download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cpu), wanted]
+    if subprocess.run([sys.executable, *download], capture_output=True).returncode == 0:
+        write_page(next(cpu.glob("*.whl")))
+    for build, cuda in CUDA_BUILDS.items():
+        write_stub_torch(
+            folder / build / "torch", build, cuda, f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
+        )
+        write_page(next((folder / build / "torch").glob("*.whl")))
+    with serve(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A user with an empty home, within another environment (which must not be touched)."""
+    dropped = ("MAKE", "MFLAGS", "POETRY_", "UV_", "CONDA")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "home").mkdir()
+    env |= {
+        "HOME": str(tmp_path / "home"),
+        "PATH": f"{linked_tools(tmp_path)}{os.pathsep}{env['PATH']}",
+        "VIRTUAL_ENV": str(other),
+        "POETRY_CACHE_DIR": str(tmp_path / "cache"),
+        "POETRY_CONFIG_DIR": str(tmp_path / "config"),
+        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(tmp_path / "uv")),
+    }
+    request = urllib.request.Request(
+        f"{PyPI.simple_url}/pip/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        if "json" not in answer.headers["Content-Type"]:  # Poetry reads nothing else; its plugin reads HTML
+            env["POETRY_PYPI_MIRROR_URL"] = PyPI.simple_url
+    return env
+
+
+def linked_tools(folder: Path) -> Path:
+    """Only these programs of the template's environment on PATH, not its Python."""
+    (folder / "tools").mkdir()
+    for program in ("poetry", "uv", "cruft"):
+        (folder / "tools" / program).symlink_to(TOOLS / program)
+    return folder / "tools"
+
+
+def generate(template: Path, folder: Path, config_file: Path, index: str, manager: str, cuda: str) -> Project:
+    answers = {"env_manager": manager, "cuda": cuda, "pytorch_index": index, "python_version": running_python()}
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        template,
+        "--no-input",
+        "--config-file",
+        config_file,
+        "-o",
+        folder,
+    ]
+    run(*command, *(f"{name}={value}" for name, value in answers.items()), cwd=folder)
+    return Project(folder / "my-project")
+
+
+def running_python() -> str:
+    return "{}.{}".format(*sys.version_info)
+
+
+@pytest.mark.parametrize("manager", LOCKS)
+def test_a_project_is_set_up_and_trained(
+    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str
+) -> None:
+    with urllib.request.urlopen(f"{index}/") as page:
+        if "cpu/" not in page.read().decode():
+            pytest.skip(f"pip has no wheel of torch 2.13.0+cpu for Python {running_python()} at hand")
+    project = generate(template, tmp_path, config_file, index, manager, "cpu")
+    started = time.perf_counter()
+    first = run("make", "setup", cwd=project.path, env=env).output
+    cold_s = time.perf_counter() - started
+    assert "PyTorch 2.13.0+cpu, build cpu, as asked for." in first
+    locked = project.text(LOCKS[manager])
+    assert index in locked
+    assert not list((project.path / ".venv").glob("lib/*/site-packages/nvidia*"))
+    started = time.perf_counter()
+    run("make", "setup", cwd=project.path, env=env)
+    print(f"{manager}: make setup {cold_s:.0f} s, the second time {time.perf_counter() - started:.0f} s")
+    assert project.text(LOCKS[manager]) == locked
+    assert list((tmp_path / "other").iterdir()) == []
+    printed = run("make", "data", "train", "evaluate", cwd=project.path, env=env).output
+    assert float(re.findall(r"^test accuracy  (\S+)$", printed, re.MULTILINE)[0]) >= 0.97
+
+
+@pytest.mark.parametrize("cuda", CUDA_BUILDS)
+@pytest.mark.parametrize("manager", LOCKS)
+def test_every_cuda_build_is_locked_from_its_own_index(
+    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str, cuda: str
+) -> None:
+    project = generate(template, tmp_path, config_file, index, manager, cuda)
+    run(TOOLS / manager, "lock", cwd=project.path, env={n: v for n, v in env.items() if n != "VIRTUAL_ENV"})
+    packages = tomllib.loads(project.text(LOCKS[manager]))["package"]
+    versions = [package["version"] for package in packages if package["name"] == "torch"]
+    assert f"2.13.0+{cuda}" in versions
+    assert len(versions) == 2  # the other one is for the Mac
+    assert f"{index}/{cuda}" in project.text(LOCKS[manager])
+
+
+@pytest.mark.parametrize(("manager", "install"), [
+    ("poetry", "pipx install poetry"), ("uv", "https://docs.astral.sh/uv"),
+])  # fmt: skip
+def test_a_missing_tool_gets_one_sentence(
+    template: Path, tmp_path: Path, config_file: Path, bare_machine: Path, manager: str, install: str
+) -> None:
+    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", manager, "cpu")
+    printed = run("make", "setup", cwd=project.path, expect=2).output.splitlines()
+    assert printed[0] == f"error: {manager} is not here. Install it ({install}), then run make setup again"
+
+
+def test_a_missing_python_is_told_with_the_command_of_pyenv(
+    template: Path, tmp_path: Path, config_file: Path, bare_machine: Path
+) -> None:
+    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", "poetry", "cpu")
+    for program in ("poetry", "pyenv"):
+        (bare_machine / program).symlink_to("/bin/true")
+    printed = run("make", "setup", cwd=project.path, expect=2).output.splitlines()
+    assert printed[0] == f"error: no Python from 3.11 to 3.13 is here. Run: pyenv install {running_python()}"
+
+
+def commit(folder: Path) -> None:
+    run("git", "init", "-q", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    run("git", "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "first", cwd=folder)
+
+
+def test_switching_changes_what_depends_on_it_and_nothing_else(
+    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str]
+) -> None:
+    origin = tmp_path / "origin"
+    shutil.copytree(template, origin)
+    commit(origin)
+    answers = {"env_manager": "uv", "cuda": "cu126", "pytorch_index": index, "python_version": running_python()}
+    create = (TOOLS / "cruft", "create", origin, "--no-input", "--config-file", config_file, "--output-dir", tmp_path)
+    run(*create, "--extra-context", json.dumps(answers), cwd=tmp_path)
+    commit(tmp_path / "my-project")
+    project = Project(tmp_path / "my-project")
+    run("make", "switch", "CUDA=cu130", cwd=project.path, env=env)
+    changed = run("git", "status", "--short", cwd=project.path).output.split("\n")
+    assert [line[3:] for line in changed if line] == [".cruft.json", "README.md", "pyproject.toml", "uv.lock"]
+    diff = run("git", "diff", "HEAD", "pyproject.toml", cwd=project.path).output.splitlines()
+    assert [line[1:] for line in diff if line.startswith("-") and not line.startswith("---")] == [
+        '    "torch>=2.13,<2.15",',
+        'cuda = "cu126"',
+        f'torch_index = "{index}/cu126"',
+        f'url = "{index}/cu126"',
+    ]
+    assert "2.13.0+cu130" in project.text("uv.lock")
+
+
+def test_switching_says_what_it_needs(template: Path, tmp_path: Path, config_file: Path, env: dict[str, str]) -> None:
+    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", "uv", "cpu")
+    sentences = {
+        (): "error: switch to what? For example: make switch CUDA=cu130, or ENV=conda",
+        ("CUDA=cu130",): (
+            "error: this project does not know its template. Run: cruft link, with the address of the template"
+        ),
+    }
+    for settings, sentence in sentences.items():
+        printed = run("make", "switch", *settings, cwd=project.path, env=env, expect=2).output
+        assert printed.splitlines()[0] == sentence

@@ -1,0 +1,186 @@
+"""The questions as a person sees them: a session in a real terminal, from the first question to the last words.
+
+python tests/test_terminal.py > docs/prompts.txt
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import CHOICES, QUESTIONS, ROOT, TEMPLATE_PARTS, Answer
+
+if sys.platform != "win32":
+    import fcntl
+    import pty
+    import termios
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
+ASKED = re.compile(r"\): \Z")  # a question ends with its default in parentheses
+LINES, COLUMNS = 60, 100
+LIMIT_S = 60.0  # for a whole session, which takes about a second
+NAMES = [name for name in QUESTIONS if not name.startswith("_")]
+
+
+def session(command: list[str], typed: Mapping[str, str], cwd: Path, env: Mapping[str, str]) -> Answer:
+    """Answer each question of a program in a terminal of its own: what is typed for its number, else Enter.
+
+    Args:
+        typed: from the mark of a question, as [4/11], to what is typed there.
+    """
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    received, answered, ends_at = b"", 0, time.monotonic() + LIMIT_S
+    try:
+        while time.monotonic() < ends_at:
+            if not select.select([master], [], [], 0.1)[0]:
+                continue
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # Linux's way to say that nobody has the terminal open any more
+                break
+            if not data:
+                break
+            received += data
+            new = screen(received[answered:])
+            if ASKED.search(new):
+                mark = re.findall(r"\[\d+/\d+\]", new)
+                os.write(master, typed.get(mark[-1], "").encode() + b"\n" if mark else b"\n")
+                answered = len(received)
+        status = process.wait(timeout=max(1.0, ends_at - time.monotonic()))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(master)
+    return Answer(status, screen(received))
+
+
+def screen(received: bytes) -> str:
+    """What stands on the screen as plain text."""
+    return ESCAPES.sub("", received.decode("utf-8", "replace")).replace("\r\n", "\n")
+
+
+def one_line(text: str) -> str:
+    """A screen without its line breaks, which may stand within a question."""
+    return " ".join(text.split())
+
+
+def cookiecutter(template: Path, output: Path, config_file: Path, **typed: str) -> Answer:
+    """`cookiecutter <template>` with these questions answered, and Enter for the others."""
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--config-file", str(config_file)]
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "PYTHONUTF8": "1"}
+    marks = {f"[{NAMES.index(name) + 1}/{len(NAMES)}]": text for name, text in typed.items()}
+    return session(command, marks, output, env)
+
+
+@pytest.fixture
+def output(tmp_path: Path, bare_machine: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_enter_to_the_end_gives_the_project(template: Path, output: Path, config_file: Path) -> None:
+    seen = cookiecutter(template, output, config_file)
+    assert seen.returncode == 0, seen.output
+    for number, name in enumerate(NAMES, 1):
+        assert f"[{number}/{len(NAMES)}] {prompt(name)}" in one_line(seen.output)
+    assert seen.output.endswith("\n  cd my-project\n  make setup data train evaluate\n\n")
+    assert [folder.name for folder in output.iterdir()] == ["my-project"]
+    assert (output / "my-project/src/my_project/train.py").is_file()
+
+
+def test_a_refused_answer_ends_the_session_with_one_sentence(template: Path, output: Path, config_file: Path) -> None:
+    seen = cookiecutter(template, output, config_file, package_name="class")
+    assert seen.returncode == 1
+    assert seen.output.splitlines()[-1] == "package_name class is a keyword of Python. Try class_project."
+    assert "Traceback" not in seen.output
+    assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{{ 7*7 }}", 'L\'Été: "日本" \\ $(touch pwned) [bold]'])
+def test_what_is_typed_is_data(template: Path, output: Path, config_file: Path, text: str) -> None:
+    seen = cookiecutter(template, output, config_file, description=text)
+    assert seen.returncode == 0, seen.output
+    settings = tomllib.loads((output / "my-project/pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["description"] == text
+    assert [file.name for file in output.iterdir()] == ["my-project"]
+
+
+def test_names_follow_from_what_was_typed_before(template: Path, output: Path, config_file: Path) -> None:
+    seen = cookiecutter(template, output, config_file, project_name="3D Vision")
+    assert seen.returncode == 0, seen.output
+    assert f"{prompt('project_slug')} (3d-vision): " in seen.output
+    assert f"{prompt('package_name')} (p_3d_vision): " in seen.output
+    assert (output / "3d-vision/src/p_3d_vision").is_dir()
+
+
+def test_the_page_of_questions_shows_those_that_are_asked() -> None:
+    page = one_line((ROOT / "docs/prompts.txt").read_text(encoding="utf-8"))
+    again = "The questions have changed. Run: python tests/test_terminal.py > docs/prompts.txt"
+    places = [page.find(f"[{number}/{len(NAMES)}] {prompt(name)}") for number, name in enumerate(NAMES, 1)]
+    assert -1 not in places, again
+    assert places == sorted(places), again
+    for name, choices in CHOICES.items():
+        for choice in choices:
+            assert re.search(rf" \d+ - {re.escape(label(name, choice))} ", page), again
+    assert page.count("Choose from [") == len(CHOICES), again
+
+
+def prompt(name: str) -> str:
+    """The text of a question."""
+    text = QUESTIONS["__prompts__"][name]
+    return str(text if isinstance(text, str) else text["__prompt__"])
+
+
+def label(name: str, choice: str) -> str:
+    """The text of a choice."""
+    texts = QUESTIONS["__prompts__"][name]
+    return str(choice if isinstance(texts, str) else texts.get(choice, choice))
+
+
+def copy_template(folder: Path) -> None:
+    folder.mkdir()
+    for part in TEMPLATE_PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+        else:
+            shutil.copy(source, folder / part)
+
+
+def main() -> None:
+    """Print the screen of a session in which only Enter was pressed, on a machine that has nothing but Python."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("home", "out", "empty"):
+            (folder / part).mkdir()
+        copy_template(folder / "template")
+        os.environ.update(HOME=str(folder / "home"), TMPDIR=name, PATH=str(folder / "empty"))
+        config = folder / "home/config.yaml"
+        config.write_text("{}\n", encoding="utf-8")
+        seen = cookiecutter(folder / "template", folder / "out", config)
+    print("\n".join(line.rstrip() for line in seen.output.strip("\n").splitlines()))
+    sys.exit(seen.returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+# The environment of this project: a conda environment in .conda, made from environment.yml.
+# With a program of your choice (else mamba, micromamba or conda, the first that runs):  make setup CONDA=...
+.PHONY: lock clean-env
+BIN := .conda/bin
+READY := .conda/.ready
+export CONDA :=
+
+# Windows has an environment's programs in three folders
+ifeq ($(OS),Windows_NT)
+BIN := .conda
+export PATH := $(CURDIR)/.conda/Scripts:$(CURDIR)/.conda/Library/bin:$(PATH)
+endif
+
+# make does not activate the environment, so it does what etc/conda/activate.d does
+unexport VIRTUAL_ENV
+export PYTHONNOUSERSITE := 1
+ifdef LD_LIBRARY_PATH
+export LD_LIBRARY_PATH := $(shell unset ISOLATE_OLD_USERSITE; . ./etc/conda/activate.d/project.sh; printf %s "$$LD_LIBRARY_PATH")
+endif
+
+setup: ## make the environment and check the PyTorch build
+	@sh scripts/setup_env.sh setup $(BIN)/python $(READY)
+	@$(MAKE) --no-print-directory dvc-ready
+
+# newer packages than the lock has:  rm conda-lock.txt && make clean-env setup lock
+lock: ## write the exact conda packages to conda-lock.txt, for the next setup
+	@sh scripts/setup_env.sh lock $(BIN)/python $(READY)
+
+# conda keeps the packages in its cache, so that the next setup is quick; `conda clean --all` empties that, for all projects
+clean-env: ## remove the environment
+	rm -rf .conda

@@ -1,0 +1,31 @@
+# The environment of this project: .venv, filled by Poetry with exactly what poetry.lock says. Keep poetry.lock in Git.
+# With another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+READY := .venv/.ready
+# in an active environment Poetry would install into that one
+POETRY := env -u VIRTUAL_ENV -u CONDA_PREFIX -u PYENV_VERSION poetry
+
+# pyenv's newest {{ cookiecutter.python_version }} if it has one, else the first of these that runs and fits
+PYENV_PYTHON = $(shell pyenv prefix "$$(pyenv latest {{ cookiecutter.python_version }} 2>/dev/null)" 2>/dev/null)
+BASE_PYTHON ?= $(firstword $(wildcard $(PYENV_PYTHON)/bin/python) $(foreach p,python{{ cookiecutter.python_version }} python3 python,\
+	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print(sys.executable)" 2>/dev/null)))
+INSTALL_PYTHON = $(if $(shell command -v pyenv),pyenv install {{ cookiecutter.python_version }},install Python {{ cookiecutter.python_version }})
+
+.PHONY: lock clean-env
+
+setup: ## make the environment and check the PyTorch build
+	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 is here. Run: $(INSTALL_PYTHON)" >&2; exit 1; }
+	@rm -f $(READY)
+	$(POETRY) env use "$(BASE_PYTHON)"
+	@test -f poetry.lock || $(POETRY) lock
+	$(POETRY) install --extras dev
+	@$(BIN)/python scripts/check_build.py
+	@touch $(READY)
+	@$(MAKE) --no-print-directory dvc-ready
+
+lock: ## take the newest versions that pyproject.toml allows into poetry.lock
+	$(POETRY) update --lock
+
+clean-env: ## remove the environment
+	rm -rf .venv
