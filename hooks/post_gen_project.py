@@ -35,7 +35,8 @@ def rename_package(name: str) -> None:
     for file in sorted(Path().rglob("*")):
         if file.is_file() and file.name != "LICENSE":  # there the word can only be somebody's name
             content = file.read_bytes()
-            file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
+            if PLACEHOLDER.encode() in content:
+                file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
     Path("src", PLACEHOLDER).rename(Path("src", name))
 
 
@@ -61,4 +62,4 @@ append_settings()
 keep(Path("env", ANSWERS["env_manager"]), among=Path("env"))
 keep(Path("licenses", ANSWERS["license"]), among=Path("licenses"))
 rename_package(ANSWERS["package_name"])
-print(next_steps().encode("ascii", "replace").decode())
+print(next_steps().encode("ascii", "replace").decode(), file=sys.stderr)  # `cruft diff > patch` stays clean

@@ -9,7 +9,8 @@ try:
     machine = runpy.run_path("ml_template/machine.py")
     content = json.loads(questions.read_text(encoding="utf-8"))
     content.update(machine["author"]())
-    for question, (answer, reason) in machine["recommend"](content["_builds"]).items():
+    content["_detected"] = machine["detect"](content["_builds"])
+    for question, (answer, reason) in content["_detected"]["recommended"].items():
         content[question].remove(answer)
         content[question].insert(0, answer)  # the first one is the default
         prompts = content["__prompts__"][question]

@@ -21,6 +21,8 @@ DEPENDENCIES = frozenset(
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 
+REMEDY = "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere."
+
 Cookiecutter = MutableMapping[str, Any]
 
 
@@ -54,7 +56,8 @@ def lit(value: object) -> str:
 
 def md(value: object) -> str:
     """Text in Markdown that stays text: no emphasis, link, code or HTML comes of it."""
-    return re.sub(r"([\\`*_<>\[\]{}|&~$#])", r"\\\1", str(value))
+    text = re.sub(r"([\\`*_<>\[\]{}|&~$#])", r"\\\1", str(value).strip())
+    return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", text)  # at the start of a line these make lists and rules
 
 
 def resolve(answers: Cookiecutter) -> str:
@@ -63,16 +66,16 @@ def resolve(answers: Cookiecutter) -> str:
     Changes `answers` in place, before anything is rendered, so that files, hooks and the replay file agree.
     """
     _check_all(answers)
-    machine = runpy.run_path(str(Path(__file__).with_name("machine.py")))
     builds = answers["_builds"]
-    found = machine["nvidia"]()
-    for question, recommended in machine["recommend"](builds, found).items():
+    detected = answers.get("_detected")  # by pre_prompt.py, which cruft and `--accept-hooks no` leave out
+    if not detected:
+        detected = runpy.run_path(str(Path(__file__).with_name("machine.py")))["detect"](builds)
+    for question, (answer, reason) in detected["recommended"].items():
         if answers[question] == "auto":
-            answers[question] = recommended.answer
-        answers[f"__why_{question}"] = recommended.reason if answers[question] == recommended.answer else "as you chose"
-    misfits = machine["unfit"](found, builds[answers["cuda"]]) if found.gpus else []
-    if misfits:
-        answers["__why_cuda"] = f"as you chose. Not for this machine: {'; '.join(misfits)}. {machine['REMEDY']}"
+            answers[question] = answer
+        answers[f"__why_{question}"] = reason if answers[question] == answer else "as you chose"
+    if misfits := detected["misfits"].get(answers["cuda"]):
+        answers["__why_cuda"] = f"as you chose. Not for this machine: {'; '.join(misfits)}. {REMEDY}"
     build = builds[answers["cuda"]]
     answers["__torch_version"] = build["tested"]
     answers["__torch_range"] = build["torch"]

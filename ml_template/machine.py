@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +23,6 @@ MANAGERS = {"poetry": ("poetry",), "conda": ("conda", "mamba", "micromamba"), "u
 LIMIT_S = 3.0  # for one command; they run side by side
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
 QUERY = "driver_version,compute_cap,memory.total,name"
-
-REMEDY = "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere."
 
 Builds = Mapping[str, Mapping[str, Any]]
 
@@ -180,25 +177,30 @@ def pyenv_pythons() -> list[str]:
 def author() -> dict[str, str]:
     """The author's name and e-mail address as Git knows them; without Git, nothing."""
     known = {}
-    for question, setting in (("author_name", "user.name"), ("author_email", "user.email")):
-        status, text = ask("git", "config", "--get", setting)
-        if status == 0 and text and len(text) <= 200 and text.isprintable() and "{" not in text:
-            known[question] = text  # braces are left out: cookiecutter evaluates them
-    return known
+    _, answer = ask("git", "config", "--get-regexp", r"^user\.(name|email)$")
+    for line in answer.splitlines():
+        setting, _, text = line.partition(" ")
+        if 0 < len(text) <= 200 and text.isprintable() and "{" not in text:  # cookiecutter evaluates braces
+            known[setting.replace("user.", "author_")] = text
+    return {question: text for question, text in known.items() if question in ("author_name", "author_email")}
 
 
-def recommend(builds: Builds, found: Nvidia | None = None) -> dict[str, Answer]:
-    """An answer to each question that may be answered `auto`."""
-    manager = choose_manager()
-    return {
+def detect(builds: Builds) -> dict[str, dict[str, Any]]:
+    """What the questions need of this machine: an answer to each `auto`, and which builds do not run here and why."""
+    manager, found = choose_manager(), nvidia()
+    recommended = {
         "python_version": choose_python(manager.answer),
         "env_manager": manager,
-        "cuda": choose_cuda(found or nvidia(), builds),
+        "cuda": choose_cuda(found, builds),
     }
+    misfits = {name: unfit(found, build) for name, build in builds.items()} if found.gpus else {}
+    return {"recommended": recommended, "misfits": misfits}
 
 
 def facts() -> Iterator[tuple[str, str, str]]:
     """(what, value, source) of everything that decides, and what a maintainer asks first."""
+    from concurrent.futures import ThreadPoolExecutor  # costs 5 ms, and only the bug report needs it
+
     programs = [name for group in MANAGERS.values() for name in group] + ["pyenv", "git", "make"]
     with ThreadPoolExecutor(len(programs) + 1) as pool:
         smi = pool.submit(nvidia)
@@ -243,7 +245,7 @@ def main() -> None:
         print(f"{what:17}{value}   [{source}]")
     table = json.loads(Path(__file__).with_name("..").joinpath("cookiecutter.json").read_text(encoding="utf-8"))
     print()
-    for question, (answer, reason) in recommend(table["_builds"]).items():
+    for question, (answer, reason) in detect(table["_builds"])["recommended"].items():
         print(f"{question:17}{answer:9}{reason}")
 
 

@@ -185,5 +185,5 @@ def test_generation_goes_on_where_nothing_can_be_read_from_the_machine(
 
 def test_the_module_prints_its_recommendations(bare_machine: Path) -> None:
     printed = run(sys.executable, "-m", "ml_template.machine", cwd=PROJECT.parent).output
-    for question, (answer, reason) in machine.recommend(QUESTIONS["_builds"]).items():
+    for question, (answer, reason) in machine.detect(QUESTIONS["_builds"])["recommended"].items():
         assert [question, answer, *reason.split()] in [line.split() for line in printed.splitlines()]

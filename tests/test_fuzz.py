@@ -67,14 +67,14 @@ def free_text(chance: random.Random) -> str:
         plane = chance.choice(PLANES)
         random_text = "".join(chr(chance.randrange(*plane)) for _ in range(chance.randrange(1, 6)))
         parts.append(chance.choice((random_text, chance.choice(PIECES), chance.choice(PIECES))))
-    text = chance.choice(("", " ")).join(parts)[: chance.choice((20, 200))]
+    text = chance.choice(("", " ")).join(parts)[: chance.choice((20, 198))]
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp"))
     text = text.strip() + chance.choice(("", "", "\\", '"', "'", "#", "}}", "$"))
     return text if text.strip() else "x"
 
 
 def name(chance: random.Random, separator: str) -> str:
-    """A slug or a package name; Python's own names are too short or have no digit in the end."""
+    """A slug or a package name, with digits in the end, so that it is not Python's or a device's."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789" + separator
     middle = "".join(chance.choice(letters) for _ in range(chance.randrange(61)))
     return f"{chance.choice(letters[:26])}{middle}{chance.randrange(10, 100) if len(middle) < 60 else 7}"
@@ -190,8 +190,10 @@ def audit(event: str, arguments: tuple[Any, ...]) -> None:
     writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if writes or event in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
         target = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
-        if isinstance(target, str) and not os.path.realpath(target).startswith(allowed):
-            seen.append((event, target))
+        if isinstance(target, str):
+            whole = str(Path.cwd() / target)
+            if ".." in whole or not whole.startswith(allowed):
+                seen.append((event, target))
 
 
 allowed: tuple[str, ...] | None = None
