@@ -6,6 +6,7 @@ TOOLS := .venv
 READY := $(TOOLS)/.ready
 PROJECT := demo/my-project
 ARGS ?=
+ANSWERS ?=
 TEMPLATE := $(shell find cookiecutter.json hooks ml_template ml_template_needs*.py '{{cookiecutter.project_slug}}' -type f | grep -v ' ')
 
 # the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE := 1  # cookiecutter would copy __pycache__ into 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: demo/.generated ## generate a project in demo/, set it up, train it on real data, say where to look
+demo: demo/.generated ## generate a project in demo/, set it up, train it; ANSWERS="env_manager=uv" for others than the default
 	@$(MAKE) --no-print-directory -C $(PROJECT) setup data train evaluate
 	@echo
 	@echo "The project is in $(PROJECT). Compare its runs in the browser:"
@@ -43,7 +44,7 @@ demo/.generated: $(READY) $(TEMPLATE)
 	@mkdir -p demo/template
 	@# cookiecutter copies the whole folder first, and .venv and demo with it; from here it has little to copy
 	@cp -R cookiecutter.json hooks ml_template ml_template_needs*.py '{{cookiecutter.project_slug}}' demo/template
-	@$(TOOLS)/bin/cookiecutter demo/template --no-input --default-config --output-dir demo
+	@$(TOOLS)/bin/cookiecutter demo/template --no-input --default-config --output-dir demo $(ANSWERS)
 	@touch $@
 
 $(READY): pyproject.toml

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
-from conftest import TEMPLATE_PARTS  # noqa: E402
+from conftest import TEMPLATE_PARTS, copy_template  # noqa: E402
 
 from ml_template.answers import resolve  # noqa: E402
 
@@ -32,14 +32,9 @@ FLOOR = "bare: rendering alone"
 AIM = 1.5  # times the floor, for all that this template adds
 
 
-def copy_template(folder: Path, without: Sequence[str] = ()) -> Path:
-    """The template without tests, tools and demo, and without some of its hooks."""
-    folder.mkdir()
-    for part in TEMPLATE_PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
-        else:
-            shutil.copy(ROOT / part, folder / part)
+def without_hooks(folder: Path, *without: str) -> Path:
+    """The template as tests and `make demo` use it, without some of its hooks."""
+    copy_template(folder)
     for hook in without:
         (folder / "hooks" / f"{hook}.py").unlink()
     return folder
@@ -56,7 +51,7 @@ def bare_template(folder: Path) -> Path:
     }
     answers |= {"project_slug": "my-project", "package_name": "my_project"}
     resolve(answers)
-    for ours in ("_extensions", "__resolved", "__prompts__"):
+    for ours in ("_extensions", "_detected", "__resolved", "__prompts__"):
         del answers[ours]
     (folder / "cookiecutter.json").write_text(json.dumps(answers), encoding="utf-8")
     for file in (folder / PROJECT).rglob("*"):
@@ -121,14 +116,14 @@ def main() -> None:
         # a home without settings, and no folder that others fill
         os.environ.update(TMPDIR=name, HOME=str(folder / "home"), PYTHONDONTWRITEBYTECODE="1")
         generate = [sys.executable, "-m", "cookiecutter", "--no-input"]
-        whole = str(copy_template(folder / "whole"))
+        whole = str(without_hooks(folder / "whole"))
         subjects = {
             FLOOR: [*generate, str(bare_template(folder / "bare"))],
             "whole, as a user runs it": [*generate, whole],
             "  without hooks": [*generate, "--accept-hooks", "no", whole],
-            "  without pre_prompt": [*generate, str(copy_template(folder / "a", ["pre_prompt"]))],
-            "  without pre_gen_project": [*generate, str(copy_template(folder / "b", ["pre_gen_project"]))],
-            "  without post_gen_project": [*generate, str(copy_template(folder / "c", ["post_gen_project"]))],
+            "  without pre_prompt": [*generate, str(without_hooks(folder / "a", "pre_prompt"))],
+            "  without pre_gen_project": [*generate, str(without_hooks(folder / "b", "pre_gen_project"))],
+            "  without post_gen_project": [*generate, str(without_hooks(folder / "c", "post_gen_project"))],
             "cookiecutter's import alone": [sys.executable, "-c", "import cookiecutter.__main__"],
         }
         taken = measure(subjects, repetitions, folder / "out")

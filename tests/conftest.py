@@ -81,14 +81,19 @@ def combinations() -> Iterator[dict[str, str]]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template without tests, tools and demo: cookiecutter copies its whole folder before each generation."""
     copy = tmp_path_factory.mktemp("template") / "ml-template"
-    copy.mkdir()
-    for part in TEMPLATE_PARTS:
+    copy_template(copy)
+    return copy
+
+
+def copy_template(folder: Path, *more: str) -> None:
+    """Copy what generation needs, and `more` of the repository, into a new folder."""
+    folder.mkdir()
+    for part in (*TEMPLATE_PARTS, *more):
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
         else:
-            shutil.copy(source, copy / part)
-    return copy
+            shutil.copy(source, folder / part)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, ROOT, TEMPLATE_PARTS, Answer, run
+from conftest import PROJECT, Answer, copy_template, run
 
 pytestmark = pytest.mark.slow
 
@@ -31,12 +31,11 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def demo(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, str]:
     """`make demo` in a clean copy of this repository: the project's folder, and what was printed."""
     copy = tmp_path_factory.mktemp("clone") / "ml-template"
-    copy.mkdir()
-    for part in (*TEMPLATE_PARTS, "Makefile", "pyproject.toml"):
-        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
+    copy_template(copy, "Makefile", "pyproject.toml")
     # a first try that broke off in the middle of generating
     (copy / "demo/my-project/src").mkdir(parents=True)
-    answer = run("make", "demo", cwd=copy, env=env)
+    # on a machine with poetry, conda, uv or a GPU the default answers would be others
+    answer = run("make", "demo", "ANSWERS=env_manager=venv cuda=cpu", cwd=copy, env=env)
     return copy / "demo/my-project", answer.output
 
 

@@ -162,6 +162,17 @@ def test_an_answer_from_the_command_line_wins_over_what_was_detected(bake: Bake,
     assert tomllib.loads(bake(cuda="cpu").text("pyproject.toml"))["tool"]["ml-template"]["cuda"] == "cpu"
 
 
+def test_the_users_own_defaults_win_over_what_was_detected(bake: Bake, bare_machine: Path, config_file: Path) -> None:
+    nvidia_smi(bare_machine, "580.65.06, 9.0, 81559 MiB, NVIDIA H100")
+    own = {"license": "Apache-2.0", "cuda": "cu126", "env_manager": "conda", "author_name": "Ada"}
+    config_file.write_text(config_file.read_text() + yaml.safe_dump({"default_context": own}), encoding="utf-8")
+    settings = tomllib.loads(bake().text("pyproject.toml"))
+    assert settings["project"]["license"] == "Apache-2.0"
+    assert settings["project"]["authors"][0]["name"] == "Ada"
+    assert settings["tool"]["ml-template"]["cuda"] == "cu126"
+    assert settings["tool"]["ml-template"]["env_manager"] == "conda"
+
+
 @pytest.mark.parametrize(("line", "cuda", "warning"), [
     (
         "580.65.06, 12.0, 32607 MiB, NVIDIA RTX 5090", "cu126",

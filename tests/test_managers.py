@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -118,8 +119,30 @@ def test_a_project_is_set_up_and_trained(
     print(f"{manager}: make setup {cold_s:.0f} s, the second time {time.perf_counter() - started:.0f} s")
     assert project.text(LOCKS[manager]) == locked
     assert list((tmp_path / "other").iterdir()) == []
+
+    shutil.rmtree(project.path / ".venv")
+    kill_setup_in_the_middle(project.path, env)
+    run("make", "setup", cwd=project.path, env=env)
+    assert project.text(LOCKS[manager]) == locked
     printed = run("make", "data", "train", "evaluate", cwd=project.path, env=env).output
     assert float(re.findall(r"^test accuracy  (\S+)$", printed, re.MULTILINE)[0]) >= 0.97
+
+
+def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:
+    """SIGKILL to `make setup` and all its children once some packages are there."""
+    process = subprocess.Popen(
+        ["make", "setup"],
+        cwd=project,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(list(project.glob(".venv/lib/*/site-packages/*"))) < 30:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (project / ".venv/.ready").exists()
 
 
 @pytest.mark.parametrize("cuda", CUDA_BUILDS)

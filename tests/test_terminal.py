@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import struct
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import CHOICES, QUESTIONS, ROOT, TEMPLATE_PARTS, Answer
+from conftest import CHOICES, QUESTIONS, ROOT, Answer, copy_template
 
 if sys.platform != "win32":
     import fcntl
@@ -155,16 +154,6 @@ def label(name: str, choice: str) -> str:
     """The text of a choice."""
     texts = QUESTIONS["__prompts__"][name]
     return str(choice if isinstance(texts, str) else texts.get(choice, choice))
-
-
-def copy_template(folder: Path) -> None:
-    folder.mkdir()
-    for part in TEMPLATE_PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
-        else:
-            shutil.copy(source, folder / part)
 
 
 def main() -> None:
