@@ -98,7 +98,9 @@ def copy_template(folder: Path, *more: str) -> None:
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git knows no name: what is generated depends on the answers alone."""
+    """Git knows no name: what is generated depends on the answers alone. And no test is a part of `make test`."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
 

@@ -97,7 +97,19 @@ def test_the_unrendered_project_is_typed_and_passes_its_tests(
 def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str]) -> None:
     lines = run("make", "help", cwd=project, env=env).output.splitlines()
     targets = [line.split()[1] for line in lines]
-    wanted = ["check", "clean-env", "data", "evaluate", "help", "mlflow", "setup", "tensorboard", "test", "train"]
+    wanted = [
+        "check",
+        "clean-env",
+        "data",
+        "evaluate",
+        "help",
+        "mlflow",
+        "setup",
+        "switch",
+        "tensorboard",
+        "test",
+        "train",
+    ]
     assert targets == wanted
     assert all(len(line) < 100 for line in lines)
 
