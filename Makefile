@@ -52,5 +52,6 @@ $(READY): pyproject.toml
 	@echo "== Making the tools of the template in $(TOOLS) with $(PYTHON)"
 	@rm -rf $(TOOLS)
 	@$(PYTHON) -m venv $(TOOLS) || { rm -rf $(TOOLS); echo "error: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet "pip>=25.1,<27"  # knows --group
+	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet --group dev
 	@touch $@
