@@ -69,6 +69,13 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, e
     return answer
 
 
+def commit(folder: Path) -> None:
+    """Put everything in the folder into its Git repository, as anybody."""
+    run("git", "init", "-q", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    run("git", "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "as it is", cwd=folder)
+
+
 def combinations() -> Iterator[dict[str, str]]:
     """Every single choice and every pair of choices of cookiecutter.json, the other questions at their defaults."""
     for name, options in CHOICES.items():

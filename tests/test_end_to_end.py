@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Answer, copy_template, run
+from conftest import PROJECT, Answer, commit, copy_template, run
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,28 @@ def test_the_unrendered_project_is_typed_and_passes_its_tests(
     run(python, "-m", "mypy", "--cache-dir", tmp_path, "src", "tests", "scripts", "env/venv/scripts", cwd=PROJECT)
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
     run(python, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", cwd=PROJECT, env=bare)
+
+
+def test_a_project_that_was_edited_and_updated_passes_its_tests(
+    template: Path, python: Path, tmp_path: Path, config_file: Path, env: dict[str, str]
+) -> None:
+    origin = tmp_path / "origin"
+    shutil.copytree(template, origin)
+    commit(origin)
+    cruft = [sys.executable, "-m", "cruft"]
+    create = ["create", str(origin), "--no-input", "--config-file", str(config_file), "--output-dir", str(tmp_path)]
+    run(*cruft, *create, "--extra-context", '{"env_manager": "venv", "cuda": "cpu"}', cwd=tmp_path, env=env)
+    updated = tmp_path / "my-project"
+    with (updated / "src/my_project/model.py").open("a") as file:
+        file.write("\n\nWIDTH = 64\n")
+    commit(updated)
+    task = origin / PROJECT.name / "src/ml_project/task.py"
+    task.write_text(task.read_text().replace("Image classification", "Classification of images"))
+    commit(origin)
+    run(*cruft, "update", "--skip-apply-ask", cwd=updated, env=env)
+    assert "WIDTH = 64" in (updated / "src/my_project/model.py").read_text()
+    assert "Classification of images" in (updated / "src/my_project/task.py").read_text()
+    assert re.search(r"= \d+ passed in ", run(python, "-m", "pytest", cwd=updated, env=env).output)
 
 
 def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str]) -> None:

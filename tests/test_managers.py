@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, run
+from conftest import Project, commit, run
 from loopback import serve, write_page, write_stub_torch
 from pip._internal.models.index import PyPI
 
@@ -178,12 +178,6 @@ def test_a_missing_python_is_told_with_the_command_of_pyenv(
         (bare_machine / program).symlink_to("/bin/true")
     printed = run("make", "setup", cwd=project.path, expect=2).output.splitlines()
     assert printed[0] == f"error: no Python from 3.11 to 3.13 is here. Run: pyenv install {running_python()}"
-
-
-def commit(folder: Path) -> None:
-    run("git", "init", "-q", cwd=folder)
-    run("git", "add", "--all", cwd=folder)
-    run("git", "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "first", cwd=folder)
 
 
 def test_switching_changes_what_depends_on_it_and_nothing_else(
