@@ -14,6 +14,8 @@ from ml_project.prepare import prepare
 from ml_project.run import Run
 from ml_project.train import train
 
+torch.set_num_threads(1)  # the models are small: more threads would only wait for each other
+
 
 @pytest.fixture(scope="session")
 def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -48,23 +48,37 @@ def test_a_run_is_continued_with_its_own_settings(run_training: Train) -> None:
 
 
 def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1")
+    run = run_training("trainer.max_epochs=2")
     before = run.config.read_text()
     with pytest.raises(UserError) as error:
-        run_training(f"run_dir={run.folder}", "optim.lr=0.5")
-    assert str(error.value).startswith(f"optim.lr is {load_config(run).optim.lr} in the run {run.folder}, got 0.5: ")
-    with pytest.raises(UserError, match=r"^model\.\w+ is \S+ in the run \S+, got"):
-        run_training(f"run_dir={run.folder}", "model=mlp" if "CNN" in load_config(run).model._target_ else "model=cnn")
+        run_training(f"run_dir={run.folder}", "optim.lr=0.5", "seed=7")
+    cfg = load_config(run)
+    changed = f"optim.lr ({cfg.optim.lr}, got 0.5), seed ({cfg.seed}, got 7)"
+    assert str(error.value) == (
+        f"{run.folder} was trained with other settings: {changed}. Leave them out to continue it as it was, leave "
+        "run_dir out to start a new run, or go on with the new ones by allow_changes=true."
+    )
+    with pytest.raises(UserError, match=r"was trained with other settings: model\.\w+ \("):
+        run_training(f"run_dir={run.folder}", "model=mlp" if "CNN" in cfg.model._target_ else "model=cnn")
+    with pytest.raises(UserError, match=r"was trained with other settings: trainer.max_epochs \(2, got 1\)"):
+        run_training(f"run_dir={run.folder}", "trainer.max_epochs=1")
     assert run.config.read_text() == before
+
+
+def test_a_continued_run_takes_other_settings_when_told_so(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1")
+    run_training(f"run_dir={run.folder}", "optim.lr=0.5", "trainer.max_epochs=2", "allow_changes=true")
+    assert load_config(run).optim.lr == 0.5
+    assert torch.load(run.last, weights_only=True)["epoch"] == 1
 
 
 def test_a_run_folder_holds_what_it_promises(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=2", "tracking=mlflow")
     assert re.fullmatch(r"runs/[\w.-]+/\d{8}-\d{6}\.\d{6}-[0-9a-f]{6}", run.folder.as_posix())
     names = {file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*") if file.is_file()}
-    assert {re.sub(r"events.*", "events", name) for name in names} == {
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "history.csv", "learning_curve.png",
-        "metrics.json", "mlflow_run_id", "tensorboard/events", "tensorboard/hparams.yaml", "train.log",
+    assert {re.sub(r"events.*", "events", name) for name in names} - {"uncommitted.diff"} == {
+        ".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "environment.json", "history.csv",
+        "learning_curve.png", "metrics.json", "mlflow_run_id", "starts.jsonl", "tensorboard/events", "train.log",
     }  # fmt: skip
     assert "epoch 2 of 2" in (run.folder / "train.log").read_text()
 
@@ -130,10 +144,10 @@ def test_the_newest_run_is_found(run_training: Train) -> None:
 def test_a_checkpoint_of_another_model_is_refused(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1", "model=cnn", "model.channels=16")
     run.config.write_text(run.config.read_text().replace("channels: 16", "channels: 8"))
-    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ, first "):
+    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
         evaluate(run)
-    with pytest.raises(UserError, match=r"last.ckpt is of another model: \d+ layers differ, first "):
-        run_training(f"run_dir={run.folder}")
+    with pytest.raises(UserError, match=r"last.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
+        run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
 
 
 def test_a_damaged_checkpoint_is_refused(run_training: Train) -> None:

@@ -3,47 +3,100 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
+import math
+import os
 import random
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+import torch.distributed as dist
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torchmetrics import Metric
 
-from .run import Run
+from . import ranks
+from .data import progress
+from .errors import UserError
+from .run import Run, write_whole
+from .tracking import Row, Tracker
+
+MONITOR = "val/loss"
+LOSS_CHECK_STEPS = 50  # on a GPU the loss is looked at so often: each look waits for the GPU
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # those that this system has; USR2 is what submitit sends
 
 log = logging.getLogger(__name__)
 
 
-class History(Callback):
-    """One row an epoch: in the log, in `history.csv`, and in the checkpoint, where a continued run finds it."""
+class Stopped(Exception):
+    """The run was told to stop; its checkpoint is written.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.rows: list[dict[str, float]] = []
+    Args:
+        signum: by which signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """A checkpoint is there whole or not at all, also after a power cut.
+
+    Lightning's own way over the temporary folder copies where that is another disk, and can be killed in the copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        file = Path(path)
+        new = file.with_name(f"{file.name}.new")
+        with new.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+
+
+class History(Callback):
+    """One row an epoch: in the log, in `history.csv`, in the stores, and in the checkpoint, where it continues."""
+
+    def __init__(self, run: Run, tracker: Tracker | None) -> None:
+        self.file = run.history
+        self.tracker = tracker  # rank 0 has one
+        self.rows: list[Row] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.tracker:
+            self.tracker.resume(self.rows)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
-        if trainer.is_global_zero:
+        if self.tracker:
             self.write()
+            self.tracker.add(self.rows[-1])
 
     def write(self) -> None:
-        with self.file.open("w", newline="", encoding="utf-8") as file:
-            columns = dict.fromkeys(name for row in self.rows for name in row)
-            table = csv.DictWriter(file, fieldnames=list(columns))
-            table.writeheader()
-            table.writerows(self.rows)
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        table = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        write_whole(self.file, text.getvalue())
 
-    def best(self, monitor: str) -> dict[str, float]:
-        """The row with the least `monitor`."""
-        return min(self.rows, key=lambda row: row[monitor])
+    def best(self) -> Row:
+        """The row with the least MONITOR."""
+        return min(self.rows, key=lambda row: row[MONITOR])
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -52,34 +105,156 @@ class History(Callback):
         self.rows = state_dict["rows"]
 
 
-class RandomState(Callback):
-    """Puts the random generators of a continued run where they were: dropout goes on as if nothing had happened."""
+class RankState(Callback):
+    """What each process of a run has of its own: random generators and half-counted metrics.
+
+    The checkpoint has those of all; a continued run goes on as if nothing had happened.
+    """
 
     def __init__(self) -> None:
-        self.restored: dict[str, Any] | None = None
+        self.saved: list[dict[str, Any]] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-        return {
-            "python": random.getstate(),
-            "numpy": (torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        metrics = {}
+        if progress(trainer)[1]:  # at the end of an epoch they are counted, and begin anew
+            for name, metric in _metrics(pl_module).items():
+                metrics[name] = {key: _on_cpu(value) for key, value in metric.metric_state.items()}
+        checkpoint["rank_states"] = ranks.gather({"random": _random_state(), "metrics": metrics})
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.restored = state_dict
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.saved = checkpoint["rank_states"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        state, self.restored = self.restored, None
-        if state is None:
+        saved, self.saved = self.saved, []
+        if not saved:
             return
-        random.setstate(state["python"])
-        keys, position, has_gauss, gauss = state["numpy"]
-        np.random.set_state(("MT19937", keys.numpy(), position, has_gauss, gauss))
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        if len(saved) == trainer.world_size:
+            _restore_random_state(saved[trainer.global_rank]["random"])
+        else:
+            log.warning(
+                "trained by %d processes so far, now by %d: random numbers go on differently",
+                len(saved),
+                trainer.world_size,
+            )
+        for state in saved[trainer.global_rank :: trainer.world_size]:
+            for name, metric in _metrics(pl_module).items():
+                if name in state["metrics"]:
+                    metric.merge_state({key: _to(value, metric) for key, value in state["metrics"][name].items()})
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run is told to stop.
+
+    Watches the loss as well: a checkpoint with NaN in it must not take the place of a good one.
+
+    Args:
+        file: of the checkpoint.
+        every_n_steps, every_minutes: null for never.
+    """
+
+    def __init__(self, file: Path, every_n_steps: int | None, every_minutes: float | None) -> None:
+        self.file = file
+        self.every_n_steps = every_n_steps
+        self.every_s = every_minutes * 60 if every_minutes else math.inf
+        self.saved_at = time.monotonic()
+        self.signum = 0
+        self.before: dict[int, Any] = {}
+        self.group: Any = None
+        self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
+        self.ended = False  # before its last epoch: in the checkpoint, as Lightning would go on for one more
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": self.ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ended = state_dict["ended"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.ended
+        if trainer.world_size > 1:
+            self.group = dist.new_group(backend="gloo")  # to agree without waiting for the GPUs
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                if number := getattr(signal, name, None):
+                    self.before[number] = signal.signal(number, self._note)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        last = trainer.is_last_batch
+        self._look_at(loss, trainer.global_step, now=last or (batch_idx + 1) % LOSS_CHECK_STEPS == 0)
+        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the end of the epoch saves; a half-accumulated gradient could not be saved
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        due = due or time.monotonic() - self.saved_at > self.every_s
+        signum, save = self._agree(self.signum, bool(due))
+        if signum or save:
+            self._look_at(loss, trainer.global_step, now=True)
+            self._save(trainer)
+        if signum:
+            raise Stopped(signum)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics.get(MONITOR, 0.0))
+        if not trainer.sanity_checking and not math.isfinite(value):
+            self._refuse(MONITOR, value, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = trainer.should_stop
+        self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signum, _ = self._agree(self.signum, False)
+        if signum:  # it came during the validation; the end of the epoch has saved
+            raise Stopped(signum)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        self.saved_at = time.monotonic()
+
+    def _agree(self, signum: int, save: bool) -> tuple[int, bool]:
+        """What any process wants, all do, after the same step."""
+        if self.group is None:
+            return signum, save
+        wanted = torch.tensor([signum, int(save)])
+        dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.group)
+        return int(wanted[0]), bool(wanted[1])
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        if signum == signal.SIGINT and ranks.rank() == 0:
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+
+    def _look_at(self, loss: torch.Tensor, step: int, *, now: bool) -> None:
+        """Note the first step with a bad loss, without waiting for the GPU; tell it when it is time to look."""
+        if self.bad_step is None:
+            self.bad_step = torch.full((), -1, device=loss.device)
+        self.bad_step = torch.where(torch.isfinite(loss) | (self.bad_step >= 0), self.bad_step, step)
+        if not (now or loss.device.type == "cpu"):
+            return
+        bad_step = int(self.bad_step)
+        bad_step, _ = self._agree(bad_step, False) if self.group is not None else (bad_step, False)
+        if bad_step >= 0:
+            self._refuse("train/loss", float(loss), bad_step)
+
+    def _refuse(self, name: str, value: float, step: int) -> None:
+        good = f"The last good checkpoint is {self.file}" if self.file.exists() else "There is no checkpoint yet"
+        raise UserError(
+            f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optim.lr or "
+            "trainer.gradient_clip_val=1; debug=anomaly names the operation it comes from."
+        )
 
 
 class EpochBar(TQDMProgressBar):
@@ -90,19 +265,58 @@ class EpochBar(TQDMProgressBar):
         return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
-def callbacks(run: Run, history: History) -> list[Callback]:
-    """In this order: `last` is written after `best`, so it knows which one is best."""
-    best = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor="val/loss",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="last",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [history, RandomState(), *([EpochBar()] if sys.stderr.isatty() else []), best, last]
+def callbacks(
+    run: Run,
+    history: History,
+    *,
+    patience: int | None = None,
+    every_n_steps: int | None = None,
+    every_minutes: float | None = None,
+) -> list[Callback]:
+    """In this order: `last` is written last, so it knows what is best, and whether training has ended early."""
+    return [
+        history,
+        RankState(),
+        *([EarlyStopping(MONITOR, patience=patience)] if patience else []),
+        *([EpochBar()] if sys.stderr.isatty() and ranks.rank() == 0 else []),
+        ModelCheckpoint(
+            dirpath=run.checkpoints,
+            filename="best",
+            monitor=MONITOR,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        LastCheckpoint(run.last, every_n_steps, every_minutes),
+    ]
+
+
+def _metrics(module: torch.nn.Module) -> dict[str, Metric]:
+    return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
+
+
+def _on_cpu(value: Any) -> Any:
+    return [part.cpu() for part in value] if isinstance(value, list) else value.detach().cpu().clone()
+
+
+def _to(value: Any, metric: Metric) -> Any:
+    return [part.to(metric.device) for part in value] if isinstance(value, list) else value.to(metric.device)
+
+
+def _random_state() -> dict[str, Any]:
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        # this process's GPU alone: with the others' each process would open a context on every GPU
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy(), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

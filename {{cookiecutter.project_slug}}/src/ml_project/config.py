@@ -18,6 +18,7 @@ from .errors import UserError
 
 CONF = Path(__file__).parent / "conf"
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+OPTIONAL = {"trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes"}  # or null
 LIMITS: dict[str, list[tuple[str, float]]] = {
     "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
     "data.batch_size": [(">=", 1)],
@@ -29,6 +30,13 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "optim.momentum": [(">=", 0), ("<", 1)],
     "optim.weight_decay": [(">=", 0)],
     "trainer.max_epochs": [(">=", 1)],
+    "trainer.devices": [(">=", 1)],
+    "trainer.num_nodes": [(">=", 1)],
+    "trainer.accumulate_grad_batches": [(">=", 1)],
+    "trainer.gradient_clip_val": [(">", 0)],
+    "patience": [(">=", 1)],
+    "checkpoint.every_n_steps": [(">=", 1)],
+    "checkpoint.every_minutes": [(">", 0)],
     "split_seed": [(">=", 0), ("<=", 2**32 - 1)],
     "val_fraction": [(">", 0), ("<", 1)],
     "test_fraction": [(">", 0), ("<", 1)],
@@ -51,7 +59,7 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
         if key in settings and not _same_type(settings[key], default):
             raise UserError(f"{key} must be {_kind(default)} such as {default}, got {settings[key]!r}.")
     for key, limits in LIMITS.items():
-        if key not in settings:
+        if key not in settings or (key in OPTIONAL and settings[key] is None):
             continue
         value = settings[key]
         wanted = " and ".join(f"{sign} {limit}" for sign, limit in limits)
@@ -59,6 +67,14 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
             raise UserError(f"{key} must be a number {wanted}, got {value!r}.")
         if not all(COMPARE[sign](value, limit) for sign, limit in limits):
             raise UserError(f"{key} must be {wanted}, got {value}.")
+    num_devices = settings.get("trainer.devices", 1) * settings.get("trainer.num_nodes", 1)
+    batch_size = settings.get("data.batch_size", num_devices)
+    if batch_size % num_devices:
+        nearest = max(1, round(batch_size / num_devices)) * num_devices
+        raise UserError(
+            f"data.batch_size must divide by the {num_devices} devices, got {batch_size}. "
+            f"Try data.batch_size={nearest}."
+        )
     name = settings.get("experiment_name", "x")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
         raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")

@@ -5,9 +5,11 @@ Legend: N images of a split, B of a batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from .errors import UserError
 from .prepare import sha256
@@ -49,7 +51,7 @@ class ImageData(pl.LightningDataModule):
         folder: holds train.npz, val.npz, test.npz and split.json.
         image_shape: channels, height, width that the model expects.
         num_classes: labels are 0 .. num_classes - 1.
-        batch_size: images a step on each device.
+        batch_size: images a step, over all devices together; each takes its share.
         num_workers: processes that load batches; 0 loads in the training process.
         seed: of the order of the training images, together with the epoch.
     """
@@ -101,33 +103,65 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         split = self.split("train")
-        trainer = self.trainer
-        # the order follows from seed and epoch alone, so a continued run sees the same
-        order: DistributedSampler[Batch] = DistributedSampler(
-            split,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            seed=self.seed,
-        )
+        rank, world = self._place()
+        order = ResumableOrder(split, rank, world, self.seed)
+        if self.trainer:
+            epoch, num_batches = progress(self.trainer)
+            order.set_epoch(epoch)
+            order.skip(num_batches * (self.batch_size // world))
         return self._loader(split, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.split("val"))
+        return self._share("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.split("test"))
+        return self._share("test")
 
-    def _loader(self, split: ImageSplit, order: DistributedSampler[Batch] | None = None) -> DataLoader[Batch]:
+    def _share(self, name: str) -> DataLoader[Batch]:
+        """Each image on one device: a sampler that fills up would count some twice."""
+        split = self.split(name)
+        rank, world = self._place()
+        return self._loader(split, range(rank, len(split), world))
+
+    def _place(self) -> tuple[int, int]:
+        """Of this process: its number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, split: ImageSplit, order: Sampler[Any] | range) -> DataLoader[Batch]:
         return DataLoader(
             split,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size // self._place()[1],
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_it_is,  # __getitems__ has made the batch already
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(self.seed),  # leaves PyTorch's global random state alone
         )
+
+
+class ResumableOrder(DistributedSampler[Batch]):
+    """The order of an epoch follows from seed and epoch alone; a continued run leaves out what was seen of it."""
+
+    def __init__(self, split: ImageSplit, rank: int, world: int, seed: int) -> None:
+        super().__init__(split, num_replicas=world, rank=rank, seed=seed)
+        self.skipped = (-1, 0)
+
+    def skip(self, num_images: int) -> None:
+        """In the present epoch, begin after so many images of this process."""
+        self.skipped = (self.epoch, num_images)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, num_images = self.skipped
+        return itertools.islice(super().__iter__(), num_images if epoch == self.epoch else 0, None)
+
+
+def progress(trainer: pl.Trainer) -> tuple[int, int]:
+    """Epochs that are finished, and batches that are done of the next one."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return epochs.processed, batches.processed if epochs.started > epochs.processed else 0
 
 
 def read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -145,3 +179,10 @@ def read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C and Slurm tell every process; loaders that end at once would take the last checkpoint with them."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)

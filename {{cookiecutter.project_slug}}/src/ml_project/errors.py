@@ -29,6 +29,8 @@ class UserError(ValueError):
 @contextmanager
 def one_sentence(config_name: str = "train") -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit status 1; let every other error through."""
+    from . import ranks
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own paragraphs
     try:
         yield
@@ -40,6 +42,8 @@ def one_sentence(config_name: str = "train") -> Iterator[None]:
         sentence = explain(error, config_name)
         if sentence is None:
             raise
+        if ranks.rank() > 0:  # rank 0 says it; Lightning would kill it for a child that ends with another status
+            sys.exit(1 if ranks.starter() else 0)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
 

@@ -14,7 +14,8 @@ import json
 import os
 
 from .errors import one_sentence
-from .run import Run, find, load_config, mlflow_client, program, quiet_lightning
+from .messages import quiet_lightning
+from .run import Run, find, load_config, program
 
 SUMMARY = "Measure a run's best checkpoint on the test split."
 
@@ -26,15 +27,18 @@ def evaluate(run: Run) -> dict[str, float]:
     """
     import pytorch_lightning as pl
     import torch
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     from .plots import confusion_matrix
+    from .tracking import mlflow_client
     from .train import build_data, build_task, load_weights
 
     quiet_lightning()
     cfg = load_config(run)
     data, task = build_data(cfg), build_task(cfg)
     load_weights(task, run.best)
-    trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, enable_progress_bar=False)
+    alone = LightningEnvironment()  # also inside a job of Slurm
+    trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, enable_progress_bar=False, plugins=[alone])
     metrics = {name: float(value) for name, value in trainer.test(task, data, verbose=False)[0].items()}
 
     labels, predicted = torch.cat(task.test_labels_B).numpy(), torch.cat(task.test_predicted_B).numpy()

@@ -3,36 +3,42 @@
     runs/<experiment>/<start to the microsecond>-<random>/
         config.yaml      what was composed; the checkpoints are read with it
         checkpoints/     last.ckpt to go on from, best.ckpt to use
-        metrics.json  history.csv  learning_curve.png  train.log  mlflow_run_id  tensorboard/
+        starts.jsonl  environment.json  uncommitted.diff    how, with what and from which code it was started
+        history.csv  train.log  mlflow_run_id  tensorboard/
+        metrics.json     the best epoch; written last: a folder that has it is finished
+        error.txt        why it failed
 
-Training in a folder that holds `last.ckpt` continues it, in the same MLflow run.
+Training in a folder that holds `last.ckpt` continues it, in the same MLflow run. One process at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-import re
+import platform
 import secrets
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from . import snapshot
 from .config import flatten, typed_key
 from .errors import UserError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from .messages import open_log
 
 RUNS = Path("runs")
-MAY_GROW = "trainer.max_epochs"  # the one setting that may change when a run is continued: it may go on for longer
+UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
+MAY_GROW = "trainer.max_epochs"  # a continued run may go on for longer
+# how a run is done, not what is trained: may change whenever it is continued
+FREE = ("run_dir", "sweep_dir", "seeds", "search", "allow_changes", "init_from", "tracking", "launch", "checkpoint")
+LOCK_WAIT_S = 15  # a killed run's loader processes hold its lock until they notice, after 5 s at most on Linux
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +68,34 @@ class Run:
         return self.folder / "train.log"
 
     @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def error(self) -> Path:
+        return self.folder / "error.txt"
+
+    @property
     def mlflow_run_id(self) -> Path:
         return self.folder / "mlflow_run_id"
+
+    @property
+    def starts(self) -> Path:
+        return self.folder / "starts.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    def finished(self) -> bool:
+        return self.metrics.is_file()
+
+    def num_starts(self) -> int:
+        return len(self.starts.read_text(encoding="utf-8").splitlines()) if self.starts.is_file() else 0
 
 
 def choose(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:
@@ -74,33 +106,47 @@ def choose(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictCon
         overrides: what was typed; a run is continued with its own configuration, and these may not contradict it.
 
     Raises:
-        UserError: the folder is no run, or was trained with other settings.
+        UserError: the folder is no run, is not complete, or was trained with other settings.
     """
-    if cfg.run_dir is None:
-        started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-        return Run(RUNS / cfg.experiment_name / f"{started_at}-{secrets.token_hex(3)}"), cfg
-    run = Run(Path(cfg.run_dir))
+    folder = _folder(cfg, overrides)
+    if folder is None:
+        return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
+    run = Run(folder)
     if run.config.exists():
+        _refuse_half_a_copy(run)
         return run, _continued(run, cfg, overrides)
-    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.log.exists():
-        raise UserError(f"{run.folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
+    ours = run.lock.exists() or (folder / "trial.json").exists()
+    if run.last.exists() or run.best.exists() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
     return run, cfg
 
 
-def start(run: Run, cfg: DictConfig) -> None:
-    """Make the run's folder if it is not there yet, write its configuration, and open its log.
+@contextmanager
+def occupied(run: Run, cfg: DictConfig) -> Iterator[None]:
+    """Make the folder, keep every other start out of it, record this one, and open the log.
 
     Raises:
+        UserError: a living process trains in this folder.
         OSError: the folder cannot be written.
     """
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    _open_log(run.log)
-    cfg = cfg.copy()
-    cfg.run_dir = None  # the folder may move
-    new = run.config.with_suffix(".new")
-    new.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
-    new.replace(run.config)
-    log.info("run %s", run.folder)
+    # a new name is never taken twice; a folder that was named may be there
+    run.folder.mkdir(parents=True, exist_ok=cfg.run_dir is not None or run.config.exists())
+    with _locked(run):
+        outdated = [run.metrics, run.error]
+        if not run.config.exists():  # nothing of an earlier run may pass for this one's
+            outdated += [run.history, run.mlflow_run_id]
+        for file in outdated:
+            file.unlink(missing_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        open_log(run.log)
+        with run.starts.open("a", encoding="utf-8") as starts:
+            starts.write(json.dumps(snapshot.start_record()) + "\n")
+        snapshot.write(run.folder)
+        cfg = cfg.copy()
+        cfg.run_dir = None  # the folder may move
+        write_whole(run.config, OmegaConf.to_yaml(cfg))
+        log.info("run %s", run.folder)
+        yield
 
 
 def find(folder: str | None) -> Run:
@@ -110,7 +156,7 @@ def find(folder: str | None) -> Run:
         UserError: there is none, or it has no checkpoint yet.
     """
     if folder is None:
-        checkpoints = sorted(RUNS.glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        checkpoints = sorted(RUNS.rglob("checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
         if not checkpoints:
             raise UserError(f"there is no trained run in {RUNS.resolve()}. Run: make train")
         return Run(checkpoints[-1].parent.parent)
@@ -123,129 +169,20 @@ def find(folder: str | None) -> Run:
 
 
 def load_config(run: Run) -> DictConfig:
-    """The configuration the run was trained with."""
-    cfg = OmegaConf.load(run.config)
+    """The configuration the run was trained with.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        cfg = OmegaConf.load(run.config)
+    except OSError:
+        raise
+    except Exception:  # what a damaged file raises depends on where it is damaged
+        cfg = None
     if not isinstance(cfg, DictConfig) or "model" not in cfg:
         raise UserError(f"{run.config} is damaged: it has no `model`. Copy it from the run's artifacts in MLflow.")
     return cfg
-
-
-def mlflow_client(uri: str) -> MlflowClient:
-    """A client of this store; MLflow is quiet and sends nothing to its makers."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    import mlflow
-
-    for noisy in ("alembic", "mlflow", "pytorch_lightning.loggers.mlflow"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    return mlflow.MlflowClient(tracking_uri=uri)
-
-
-def open_mlflow_run(run: Run, cfg: DictConfig) -> str:
-    """The id of the run's MLflow run, made at the first call.
-
-    Records the parameters, and as tags the command, the folder and the git commit.
-    """
-    client = mlflow_client(cfg.tracking.mlflow_uri)
-    command = " ".join([program("train"), *sys.argv[1:]])
-    if run.mlflow_run_id.exists():
-        run_id = run.mlflow_run_id.read_text(encoding="utf-8").strip()
-        try:
-            client.update_run(run_id, status="RUNNING")
-            client.set_tag(run_id, "command", command)
-            return run_id
-        except Exception as error:  # MLflow raises its own kinds for each store
-            log.warning("MLflow run %s cannot be continued (%s): a new one is started", run_id, _first_line(error))
-
-    from mlflow.entities import Param
-
-    experiment = client.get_experiment_by_name(cfg.experiment_name)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(cfg.experiment_name)
-    tags = {"command": command, "run_dir": run.folder.as_posix(), **git_state()}
-    run_id = str(client.create_run(experiment_id, run_name=run.folder.name, tags=tags).info.run_id)
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in _parameters(cfg)])
-    run.mlflow_run_id.write_text(run_id + "\n", encoding="utf-8")
-    return run_id
-
-
-def _parameters(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """What decides the result; not where it is recorded, which may hold a password."""
-    return ((key, value) for key, value in flatten(cfg) if not key.startswith("tracking."))
-
-
-def git_state() -> dict[str, str]:
-    """Commit of this project and whether files differ from it; empty where the project is in no repository."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__)
-        return subprocess.run(
-            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a repository around the project is not its own
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--short")))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
-def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The stored configuration, unless what was typed contradicts it."""
-    stored = load_config(run)
-    composed, before = dict(flatten(cfg)), dict(flatten(stored))
-    typed = {typed_key(override).lstrip("+~") for override in overrides} - {"run_dir"}
-    everything = bool(typed & {"experiment", "debug"})  # these change settings of any group
-    for key in sorted(composed.keys() | before.keys()):
-        if key == MAY_GROW or not (everything or typed & {key, key.split(".")[0]}):
-            continue
-        if composed.get(key) != before.get(key):
-            raise UserError(
-                f"{key} is {before.get(key)} in the run {run.folder}, got {composed.get(key)}: "
-                "a run is continued as it was. Leave this setting out, or leave run_dir out to start a new run."
-            )
-    if MAY_GROW in typed:
-        OmegaConf.update(stored, MAY_GROW, cfg.trainer.max_epochs)
-    return stored
-
-
-def _open_log(file: Path) -> None:
-    """Messages to the terminal; the same with the time, and every warning, to `train.log`."""
-    in_file = logging.FileHandler(file, encoding="utf-8")
-    in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    on_screen = logging.StreamHandler(sys.stdout)
-    on_screen.setFormatter(_ScreenFormatter())
-    on_screen.addFilter(_for_the_screen)
-    logging.basicConfig(level=logging.INFO, handlers=[in_file, on_screen], force=True)
-    logging.captureWarnings(True)
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning's warnings, drop its advertisements; to be called after its import, which sets the level."""
-    for chatty in ("pytorch_lightning", "lightning_fabric"):
-        logger = logging.getLogger(chatty)
-        logger.handlers.clear()  # its own handler would show everything twice
-        logger.propagate = True
-        logger.setLevel(logging.WARNING)
-    for expected in (
-        ".*does not have many workers.*",  # conf/data says why there are none
-        ".*Checkpoint directory .* exists and is not empty.*",  # a continued run's does
-        ".*LeafSpec.*",  # Lightning 2.6.6 with torch 2.13
-    ):
-        warnings.filterwarnings("ignore", message=expected)
-
-
-def _for_the_screen(record: logging.LogRecord) -> bool:
-    """Not the lines of each epoch, where the progress bar shows the same; no traceback, which Python prints itself."""
-    return not record.exc_info and not (record.name.endswith(".callbacks") and sys.stderr.isatty())
-
-
-class _ScreenFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """The message alone; of a Python warning its sentence, without file and line."""
-        text = record.getMessage().strip()
-        if record.name != "py.warnings":
-            return text
-        return re.sub(r"^\S+:\d+: (\w+: )?", "warning: ", text.splitlines()[0])
 
 
 def program(name: str) -> str:
@@ -253,10 +190,130 @@ def program(name: str) -> str:
     return f"python -m {__package__}.{name}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 def as_plain(value: Any) -> Any:
     """Lists and dictionaries instead of OmegaConf's own, for what is built from configuration."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _folder(cfg: DictConfig, overrides: Sequence[str]) -> Path | None:
+    """The folder of an earlier start, or None for a new one."""
+    if cfg.run_dir == UNFINISHED:
+        return _newest_unfinished()
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:  # Slurm has put the job back into its queue
+        earlier = sorted((RUNS / cfg.experiment_name).glob(f"*-{_of_slurm_job(overrides)}"))
+        return earlier[-1] if earlier else None
+    return None
+
+
+def _new_name(overrides: Sequence[str]) -> str:
+    started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    return f"{started_at}-{_of_slurm_job(overrides) or secrets.token_hex(3)}"
+
+
+def _of_slurm_job(overrides: Sequence[str]) -> str | None:
+    """By this end of its name a job that comes back finds its folder; one job may train several times."""
+    job = os.environ.get("SLURM_JOB_ID")
+    typed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:6]
+    return f"job{job}-{typed}" if job else None
+
+
+def _newest_unfinished() -> Path:
+    runs = [Run(file.parent) for file in sorted(RUNS.rglob("starts.jsonl"), key=lambda file: file.stat().st_mtime)]
+    for run in reversed(runs):
+        if run.config.is_file() and not run.finished() and _owner(run) is None:
+            return run.folder
+    raise UserError(f"there is no unfinished run in {RUNS.resolve()}. To start a new one, leave run_dir out.")
+
+
+def _refuse_half_a_copy(run: Run) -> None:
+    """`best` without `last` is all right only after the very first epoch, if the process was killed between the two."""
+    if run.best.exists() and not run.last.exists():
+        num_epochs = len(run.history.read_text(encoding="utf-8").splitlines()) - 1 if run.history.exists() else 0
+        if num_epochs > 1:
+            raise UserError(
+                f"{run.folder} is not complete: it has best.ckpt and {num_epochs} epochs of history, but no last.ckpt. "
+                "Copy the whole folder, or leave run_dir out to start a new run."
+            )
+
+
+def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The stored configuration, unless what was typed contradicts it."""
+    stored = load_config(run)
+    composed, before = dict(flatten(cfg)), dict(flatten(stored))
+    typed = {typed_key(override).lstrip("+~") for override in overrides}
+    everything = bool(typed & {"experiment", "debug"})  # these change settings of any group
+    changed = []
+    for key in sorted(composed.keys() | before.keys()):
+        if not (everything or _parents(key) & typed) or composed.get(key) == before.get(key):
+            continue
+        grows = key == MAY_GROW and composed[key] > before[key] and not stored.get("schedule")
+        free = key.split(".")[0] in FREE
+        if not (grows or free or cfg.allow_changes):
+            changed.append(f"{key} ({before.get(key)}, got {composed.get(key)})")
+        elif key in composed and not key.startswith("run_dir"):
+            OmegaConf.update(stored, key, OmegaConf.select(cfg, key), force_add=True)
+    if changed:
+        raise UserError(
+            f"{run.folder} was trained with other settings: {', '.join(changed)}. Leave them out to continue it as it "
+            "was, leave run_dir out to start a new run, or go on with the new ones by allow_changes=true."
+        )
+    stored.run_dir = str(run.folder)
+    return stored
+
+
+def _parents(key: str) -> set[str]:
+    """`a.b.c` -> a, a.b, a.b.c"""
+    parts = key.split(".")
+    return {".".join(parts[: end + 1]) for end in range(len(parts))}
+
+
+def _owner(run: Run) -> dict[str, Any] | None:
+    """The start that holds the lock of this folder, if one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(run.lock, timeout=0):
+            return None
+    except Timeout:
+        lines = run.starts.read_text(encoding="utf-8").splitlines() if run.starts.is_file() else []
+        holder: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        return holder
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Hold the folder's lock; the system takes it back however the process ends, so none is ever stale."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run.lock)
+    owner = _owner(run)
+    try:
+        lock.acquire(timeout=0 if owner and _lives(owner) else LOCK_WAIT_S)
+    except Timeout:
+        owner = owner or {}
+        raise UserError(
+            f"{run.folder} is in use: process {owner.get('pid')} on {owner.get('host')} trains there since "
+            f"{owner.get('started_at')}. Wait for it, stop it, or leave run_dir out to start a new run."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    """True if it is known to live: a process of this machine. A lock of another machine may outlive its process."""
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except (OSError, KeyError, ValueError):
+        return False
+    return owner.get("host") == platform.node()

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from .data import Batch
@@ -23,6 +24,7 @@ class ImageClassifier(pl.LightningModule):
         model: images_BCHW -> logits_BK.
         num_classes: K.
         make_optimizer: parameters -> optimizer, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
+        make_schedule: optimizer -> schedule of its learning rate, which steps once an epoch.
     """
 
     def __init__(
@@ -30,15 +32,19 @@ class ImageClassifier(pl.LightningModule):
         model: nn.Module,
         num_classes: int,
         make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer = make_optimizer
+        self.make_schedule = make_schedule
         self.loss = nn.CrossEntropyLoss()
+        # means over all images of an epoch, on all devices
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN is to be seen
+        self.val_loss, self.test_loss = self.train_loss.clone(), self.train_loss.clone()
         # micro: right images by all images; macro would weigh each class alike
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_accuracy = self.train_accuracy.clone()
-        self.test_accuracy = self.train_accuracy.clone()
+        self.val_accuracy, self.test_accuracy = self.train_accuracy.clone(), self.train_accuracy.clone()
         self.test_labels_B: list[Tensor] = []
         self.test_predicted_B: list[Tensor] = []
 
@@ -48,27 +54,31 @@ class ImageClassifier(pl.LightningModule):
         return logits_BK
 
     def training_step(self, batch: Batch) -> Tensor:
-        return self._step("train", batch, self.train_accuracy)[0]
+        return self._step("train", batch, self.train_loss, self.train_accuracy)[0]
 
     def validation_step(self, batch: Batch) -> None:
-        self._step("val", batch, self.val_accuracy)
+        self._step("val", batch, self.val_loss, self.val_accuracy)
 
     def test_step(self, batch: Batch) -> None:
-        _, logits_BK = self._step("test", batch, self.test_accuracy)
+        _, logits_BK = self._step("test", batch, self.test_loss, self.test_accuracy)
         self.test_labels_B.append(batch[1].cpu())
         self.test_predicted_B.append(logits_BK.argmax(dim=1).cpu())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None:
             raise ValueError("this task has no optimizer: it can only be evaluated. Pass make_optimizer.")
-        return self.make_optimizer(self.parameters())
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
 
-    def _step(self, stage: str, batch: Batch, accuracy: Metric) -> tuple[Tensor, Tensor]:
-        """Loss and logits; logs the means over the epoch, weighted by the images of each batch."""
+    def _step(self, stage: str, batch: Batch, mean_loss: Metric, accuracy: Metric) -> tuple[Tensor, Tensor]:
+        """Loss and logits; logs the means over the epoch."""
         images_BCHW, labels_B = batch
         logits_BK = self(images_BCHW)
         loss: Tensor = self.loss(logits_BK, labels_B)
-        accuracy(logits_BK, labels_B)
-        for name, value in ((f"{stage}/loss", loss), (f"{stage}/accuracy", accuracy)):
-            self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels_B))
+        mean_loss.update(loss.detach(), len(labels_B))
+        accuracy.update(logits_BK, labels_B)
+        for name, metric in ((f"{stage}/loss", mean_loss), (f"{stage}/accuracy", accuracy)):
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
         return loss, logits_BK

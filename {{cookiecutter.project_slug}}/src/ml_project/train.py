@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from . import ranks
 from .config import check
-from .errors import UserError, one_sentence
-from .run import Run, as_plain, choose, mlflow_client, open_mlflow_run, program, quiet_lightning, start
+from .errors import UserError, explain, one_sentence
+from .messages import first_line, quiet_lightning, stay_silent
+from .run import Run, as_plain, choose, load_config, occupied, program, write_whole
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
     import pytorch_lightning as pl
 
+    from .callbacks import History
     from .data import ImageData
     from .task import ImageClassifier
 
-MONITOR = "val/loss"
+CONTINUE_ME = 75  # exit status of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +49,15 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
     Raises:
         UserError: data, checkpoint or settings do not fit; the sentence says what to do.
+        SystemExit: 75 if the run was stopped by a signal, 130 if at once by a second Ctrl-C.
     """
-    run, cfg = choose(cfg, overrides)
+    ranks.check(cfg.trainer.devices, cfg.trainer.num_nodes)
+    run, cfg, finished = ranks.decide(lambda: _choose(cfg, overrides))
+    if finished:
+        print(f"{run.folder} is finished. To train for longer: trainer.max_epochs={cfg.trainer.max_epochs * 2}")
+        return run
 
     import pytorch_lightning as pl
-
-    from .callbacks import History, callbacks
 
     quiet_lightning()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -59,37 +67,24 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     task = build_task(cfg)
     if run.last.exists():
         load_weights(task, run.last)
+    elif cfg.init_from:
+        load_weights(task, _checkpoint(cfg.init_from))
+    if cfg.compile:
+        task.model.compile()
 
-    start(run, cfg)
-    if run.last.exists():
-        log.info("continuing from %s", run.last)
-    history = History(run.folder / "history.csv")
-    run_id = open_mlflow_run(run, cfg) if cfg.tracking.mlflow_uri else None
-    trainer = build_trainer(
-        cfg,
-        logger=_loggers(run, cfg, run_id),
-        callbacks=callbacks(run, history),
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-    )
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        if run_id:
-            mlflow_client(cfg.tracking.mlflow_uri).set_terminated(run_id, "KILLED")
-        log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
-        sys.exit(130)
-
-    best = history.best(MONITOR)
-    (run.folder / "metrics.json").write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
-    from .plots import learning_curve
-
-    learning_curve(history.rows, run.folder / "learning_curve.png")
-    if run_id:
-        client = mlflow_client(cfg.tracking.mlflow_uri)
-        for file in (run.config, run.best, run.folder / "metrics.json", run.folder / "learning_curve.png"):
-            client.log_artifact(run_id, str(file))
-    log.info("best epoch %d: val/accuracy %.4f, val/loss %.4f", best["epoch"] + 1, best["val/accuracy"], best[MONITOR])
+    with ExitStack() as stack:
+        if ranks.rank() == 0:
+            stack.enter_context(occupied(run, cfg))
+        else:
+            stay_silent()
+        # Lightning's children read the configuration from the folder
+        stack.enter_context(ranks.children_run(f"{__package__}.train", f"run_dir={run.folder}"))
+        try:
+            _fit(run, cfg, task, data)
+        except Exception as error:
+            if ranks.rank() == 0:
+                write_whole(run.error, (explain(error) or f"{type(error).__name__}: {first_line(error)}") + "\n")
+            raise
     return run
 
 
@@ -101,7 +96,8 @@ def build_data(cfg: DictConfig) -> ImageData:
 def build_task(cfg: DictConfig) -> ImageClassifier:
     from .task import ImageClassifier
 
-    return ImageClassifier(_build(cfg.model), cfg.data.num_classes, _build(cfg.optim))
+    schedule = _build(cfg.schedule) if cfg.get("schedule") else None
+    return ImageClassifier(_build(cfg.model), cfg.data.num_classes, _build(cfg.optim), schedule)
 
 
 def build_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
@@ -130,13 +126,95 @@ def load_weights(task: ImageClassifier, checkpoint: Path) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
     different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if different:
-        name = different[0]
+        named = [
+            f"{name} ({shapes.get(name, 'absent')}, the model has {wanted.get(name, 'nothing')})"
+            for name in different[:5]
+        ]
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise UserError(
-            f"{checkpoint} is of another model: {len(different)} layers differ, first {name}: "
-            f"{shapes.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} in the model. "
-            "Use the run's own config.yaml and code, or start a new run."
+            f"{checkpoint} is of another model: {len(different)} layers differ: {', '.join(named)}{more}. "
+            "Use the configuration and code it was trained with, or start a new run."
         )
     task.load_state_dict(weights)
+
+
+def _choose(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, bool]:
+    """The run, its configuration, and whether nothing is left to do."""
+    run, cfg = choose(cfg, overrides)
+    if not run.finished():
+        return run, cfg, False
+    return run, cfg, load_config(run).trainer.max_epochs >= cfg.trainer.max_epochs
+
+
+def _fit(run: Run, cfg: DictConfig, task: ImageClassifier, data: ImageData) -> None:
+    from .callbacks import History, Stopped, WholeFileIO, callbacks
+    from .tracking import Tracker
+
+    tracker = Tracker(run, cfg) if ranks.rank() == 0 else None
+    history = History(run, tracker)
+    checkpoint = run.last if run.last.exists() else None
+    if checkpoint:
+        log.info("continuing from %s", checkpoint)
+    status, stop = "FAILED", None
+    try:
+        trainer = build_trainer(
+            cfg,
+            logger=False,
+            callbacks=callbacks(run, history, patience=cfg.patience, **cfg.checkpoint),
+            plugins=[WholeFileIO(), ranks.environment()],
+            enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # data.py shares the images out
+        )
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if tracker:
+            tracker.resume(history.rows)  # where nothing was left to train
+            _report(run, history)
+            files = (run.config, run.best, run.history, run.folder / "environment.json", learning_curve_of(run))
+            tracker.close("FINISHED", files)
+            write_whole(run.metrics, json.dumps(history.best(), indent=2) + "\n")
+        status = "FINISHED"
+    except Stopped as error:
+        status, stop = "KILLED", error
+    except SystemExit:  # how Lightning ends after the second Ctrl-C
+        status = "KILLED"
+        log.info("stopped at once. Go on with: %s run_dir=%s", program("train"), run.folder)
+        sys.exit(INTERRUPTED)
+    finally:
+        if tracker and status != "FINISHED":
+            tracker.close(status)
+    if stop:
+        _leave(run, stop.signum)
+
+
+def _leave(run: Run, signum: int) -> None:
+    """End so that whoever started this run starts it again."""
+    if ranks.rank() > 0:
+        sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
+    log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
+    sys.exit(CONTINUE_ME)
+
+
+def learning_curve_of(run: Run) -> Path:
+    return run.folder / "learning_curve.png"
+
+
+def _report(run: Run, history: History) -> None:
+    from .callbacks import MONITOR
+    from .plots import learning_curve
+
+    best = history.best()
+    learning_curve(history.rows, learning_curve_of(run))
+    log.info("best epoch %d: val/accuracy %.4f, val/loss %.4f", best["epoch"] + 1, best["val/accuracy"], best[MONITOR])
+
+
+def _checkpoint(name: str) -> Path:
+    """A checkpoint's file, or the best one of a run's folder."""
+    file = Path(name)
+    file = Run(file).best if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"init_from={name} is no checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
+    return file
 
 
 def _build(node: DictConfig, **options: Any) -> Any:
@@ -154,17 +232,6 @@ def _build(node: DictConfig, **options: Any) -> Any:
         if isinstance(error.__cause__, ValueError | MisconfigurationException):
             raise UserError(f"{node._target_} cannot be built: {error.__cause__}") from error
         raise
-
-
-def _loggers(run: Run, cfg: DictConfig, run_id: str | None) -> list[Any]:
-    from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
-
-    loggers: list[Any] = []
-    if run_id:
-        loggers.append(MLFlowLogger(tracking_uri=cfg.tracking.mlflow_uri, run_id=run_id))
-    if cfg.tracking.tensorboard:
-        loggers.append(TensorBoardLogger(run.folder, name="", version="tensorboard", default_hp_metric=False))
-    return loggers
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -1,0 +1,281 @@
+"""A run that was stopped ends as if it had never been: whatever stopped it, and wherever it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import weights
+from mlflow import MlflowClient
+
+from ml_project import callbacks as callbacks_module
+from ml_project import train as train_module
+from ml_project.config import compose
+from ml_project.data import Batch
+from ml_project.errors import UserError
+from ml_project.run import UNFINISHED, Run, choose, load_config
+from ml_project.task import ImageClassifier
+
+Train = Callable[..., Run]
+AtStep = Callable[..., None]
+
+STEPS = 4  # of each epoch, see conftest
+HERE = "run_dir=runs/x"
+EPOCHS = "trainer.max_epochs=3"
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
+    """Do something in the middle of a step of training or validation, counted over all epochs; once."""
+
+    def arrange(step: int, action: Callable[[], object], where: str = "training_step") -> None:
+        before = getattr(ImageClassifier, where)
+
+        def changed(self: ImageClassifier, batch: Batch) -> object:
+            if self.trainer.global_step == step:
+                monkeypatch.setattr(ImageClassifier, where, before)
+                if isinstance(result := action(), torch.Tensor):
+                    return before(self, batch) * result
+            return before(self, batch)
+
+        monkeypatch.setattr(ImageClassifier, where, changed)
+
+    return arrange
+
+
+def same(one: Run, other: Run) -> bool:
+    """Weights and every row of the history, bit for bit."""
+    a, b = weights(one), weights(other)
+    return all(torch.equal(a[name], b[name]) for name in a) and one.history.read_text() == other.history.read_text()
+
+
+def stopped(run_training: Train, *settings: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run_training(HERE, *settings)
+    return int(stop.value.code or 0)
+
+
+def mlflow_record(run: Run) -> tuple[str, dict[str, list[int]]]:
+    """Status, and the steps of each metric."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(load_config(run).experiment_name)
+    assert experiment
+    (record,) = client.search_runs([experiment.experiment_id])
+    histories = {name: client.get_metric_history(record.info.run_id, name) for name in record.data.metrics}
+    return record.info.status, {name: sorted(metric.step for metric in history) for name, history in histories.items()}
+
+
+@pytest.mark.parametrize(("settings", "step"), [
+    (["schedule=cosine"], 0),
+    (["schedule=cosine"], STEPS - 2),
+    (["schedule=cosine"], STEPS - 1),
+    (["data.num_workers=1", "optim=sgd"], STEPS + 1),
+    (["trainer.accumulate_grad_batches=2"], STEPS // 2),
+])  # fmt: skip
+def test_a_run_stopped_at_any_step_equals_a_straight_run(
+    run_training: Train, at_step: AtStep, settings: list[str], step: int
+) -> None:
+    straight = run_training(EPOCHS, *settings)
+    at_step(step, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, *settings) == 75
+    assert same(run_training(HERE), straight)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
+    run_training: Train, at_step: AtStep, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_step(STEPS + 1, lambda: signal.raise_signal(getattr(signal, name)))
+    assert stopped(run_training, EPOCHS, "tracking=mlflow") == 75
+    run = Run(Path("runs/x"))
+    assert mlflow_record(run)[0] == "KILLED"
+    assert not run.finished()
+    assert "run_dir=runs/x" in run.log.read_text().splitlines()[-1]
+    run_training(HERE)
+    status, steps = mlflow_record(run)
+    assert status == "FINISHED"
+    assert steps["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_in_validation_stops_after_the_epoch(run_training: Train, at_step: AtStep) -> None:
+    straight = run_training(EPOCHS)
+    at_step(STEPS, lambda: signal.raise_signal(signal.SIGTERM), "validation_step")
+    assert stopped(run_training, EPOCHS) == 75
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == STEPS
+    assert same(run_training(HERE), straight)
+
+
+def test_a_second_ctrl_c_stops_at_once(run_training: Train, at_step: AtStep) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(STEPS + 1, twice)
+    assert stopped(run_training, EPOCHS, "tracking=mlflow") == 130
+    assert mlflow_record(Run(Path("runs/x")))[0] == "KILLED"
+    assert same(run_training(HERE), run_training(EPOCHS))
+
+
+def test_a_row_that_was_sent_before_a_kill_is_not_sent_again(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    save = callbacks_module.WholeFileIO.save_checkpoint
+
+    def die_at_the_second_epoch(self: Any, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
+        if checkpoint["epoch"] == 1 and Path(path).name == "last.ckpt":
+            raise Killed
+        save(self, checkpoint, path, **options)
+
+    monkeypatch.setattr(callbacks_module.WholeFileIO, "save_checkpoint", die_at_the_second_epoch)
+    with pytest.raises(Killed):
+        run_training(EPOCHS, HERE, "tracking=mlflow")
+    monkeypatch.setattr(callbacks_module.WholeFileIO, "save_checkpoint", save)
+    run = run_training(HERE)
+    assert mlflow_record(run)[1]["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_checkpoints_by_steps(run_training: Train, at_step: AtStep) -> None:
+    straight = run_training(EPOCHS)
+
+    def crash() -> None:
+        raise RuntimeError("as if killed")
+
+    at_step(2 * STEPS - 1, crash)
+    with pytest.raises(RuntimeError, match="as if killed"):
+        run_training(EPOCHS, HERE, "checkpoint.every_n_steps=3")
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert Path("runs/x/error.txt").read_text() == "RuntimeError: as if killed\n"
+    assert same(run_training(HERE), straight)
+    assert not Path("runs/x/error.txt").exists()
+
+
+def test_early_stopping_keeps_its_patience_and_its_end(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("patience=2", "optim.lr=1e-12", "trainer.max_epochs=9", "model.dropout=0")
+    straight = run_training(*settings)
+    assert len(straight.history.read_text().splitlines()) < 9
+
+    def die(*arguments: object) -> None:
+        raise RuntimeError("as if killed")
+
+    report = train_module._report
+    monkeypatch.setattr(train_module, "_report", die)  # training is over, the run is not yet finished
+    with pytest.raises(RuntimeError, match="as if killed"):
+        run_training(HERE, *settings)
+    monkeypatch.setattr(train_module, "_report", report)
+    assert same(run_training(HERE), straight)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    run_training: Train, at_step: AtStep
+) -> None:
+    at_step(STEPS + 1, lambda: torch.tensor(float("nan")))
+    with pytest.raises(UserError) as error:
+        run_training(EPOCHS, HERE, "checkpoint.every_n_steps=1")
+    assert str(error.value) == (
+        f"train/loss is nan at step {STEPS + 2}: training stops here. The last good checkpoint is "
+        "runs/x/checkpoints/last.ckpt. Try a smaller optim.lr or trainer.gradient_clip_val=1; "
+        "debug=anomaly names the operation it comes from."
+    )
+    assert Path("runs/x/error.txt").read_text() == f"{error.value}\n"
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == STEPS + 1
+    assert all(value.isfinite().all() for value in weights(Run(Path("runs/x"))).values())
+
+
+def test_a_folder_in_use_is_refused(run_training: Train, at_step: AtStep) -> None:
+    run = run_training("trainer.max_epochs=1", HERE)
+    script = (
+        "import sys\nfrom ml_project.config import compose\nfrom ml_project.run import choose, occupied\n"
+        f"cfg = compose('train', ['{HERE}'])\n"
+        "with occupied(*choose(cfg)):\n    print('mine', flush=True)\n    sys.stdin.read()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as other:
+        assert other.stdout
+        while "mine" not in other.stdout.readline():
+            assert other.poll() is None
+        before = run.config.read_text()
+        with pytest.raises(UserError) as error:
+            run_training(HERE, "trainer.max_epochs=2")
+        pattern = rf"runs/x is in use: process {other.pid} on \S+ trains there since \S+. Wait for it, stop it, or "
+        assert re.match(pattern, str(error.value))
+        assert run.config.read_text() == before
+        with pytest.raises(UserError, match=r"^there is no unfinished run in "):
+            run_training(f"run_dir={UNFINISHED}")
+        other.kill()  # a lock dies with its process
+    assert run_training(HERE, "trainer.max_epochs=2").finished()
+
+
+def test_the_newest_unfinished_run_is_continued(run_training: Train, at_step: AtStep) -> None:
+    run_training("trainer.max_epochs=1")
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped(run_training, "trainer.max_epochs=1")
+    run_training("trainer.max_epochs=1")
+    assert run_training(f"run_dir={UNFINISHED}").folder == Path("runs/x")
+
+
+def test_a_finished_run_is_left_as_it_is(run_training: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_training("trainer.max_epochs=1")
+    before = run.last.read_bytes()
+    run_training(f"run_dir={run.folder}")
+    assert f"{run.folder} is finished. To train for longer: trainer.max_epochs=2" in capsys.readouterr().out
+    assert run.last.read_bytes() == before
+
+
+def test_a_schedule_that_has_ended_is_not_made_longer(run_training: Train) -> None:
+    run_training("trainer.max_epochs=1", "schedule=cosine", HERE)
+    with pytest.raises(UserError, match=r"was trained with other settings: trainer.max_epochs \(1, got 2\)"):
+        run_training("trainer.max_epochs=2", HERE)
+
+
+def test_a_half_copied_folder_is_refused(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", HERE)
+    run.metrics.unlink()
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"^runs/x is not complete: it has best.ckpt and 2 epochs of history, but no"):
+        run_training(HERE)
+    run.config.write_text("model: {")
+    run.best.unlink()
+    with pytest.raises(UserError, match=r"^runs/x/config.yaml is damaged"):
+        run_training(HERE)
+    run.config.unlink()
+    run.best.touch()
+    with pytest.raises(UserError, match=r"^runs/x is not the folder of a run: it has no config.yaml."):
+        choose(compose("train", [HERE]))
+
+
+def test_a_run_starts_from_the_weights_of_another(run_training: Train) -> None:
+    first = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
+    second = run_training("trainer.max_epochs=1", f"init_from={first.folder}", "optim.lr=1e-12", "model.dropout=0")
+    one, other = torch.load(first.best, weights_only=True), weights(second)
+    parameters = [name for name in other if "running" not in name and "num_batches" not in name]
+    for name in parameters:
+        torch.testing.assert_close(one["state_dict"][name], other[name])
+    assert load_config(second).init_from == str(first.folder)
+    with pytest.raises(UserError, match=r"^init_from=nothing is no checkpoint. Give a file such as runs/"):
+        run_training("init_from=nothing")
+    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model"):
+        run_training(f"init_from={first.folder}", "model=mlp", "model.hidden=3")
+
+
+def test_what_a_run_was_made_with_is_in_its_folder(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", HERE)
+    run_training("trainer.max_epochs=2", HERE)
+    assert run.num_starts() == 2
+    assert '"torch"' in (run.folder / "environment.json").read_text()
+    (run.folder / "environment.json").write_text('{"python": "3.1", "packages": {"torch": "0.1"}}')
+    run_training("trainer.max_epochs=3", HERE)
+    assert "this run was started with other versions: Python 3.1 -> 3." in run.log.read_text()
