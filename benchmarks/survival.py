@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import random
 import signal
@@ -114,7 +115,8 @@ class Trainings:
             moment += ", writing"
             while process.poll() is None and not (run / f"{CHECKPOINT}.new").exists():
                 pass
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            os.killpg(process.pid, signal.SIGKILL)
         finished = process.wait() == 0
         left = (run / CHECKPOINT).exists()
         return name, moment + ", too late" * finished, left, self.start(name).wait() == 0

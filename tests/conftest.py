@@ -159,6 +159,35 @@ def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) 
     return generate
 
 
+@pytest.fixture(scope="session")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user with an empty home who runs make, not of a test inside make."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV"))}
+    return {**kept, "HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, str]:
+    """`make demo` in a clean copy of this repository: the project's folder, and what was printed."""
+    copy = tmp_path_factory.mktemp("clone") / "ml-template"
+    copy_template(copy, "Makefile", "pyproject.toml")
+    # a first try that broke off in the middle of generating
+    (copy / "demo/my-project/src").mkdir(parents=True)
+    # on a machine with poetry, conda, uv or a GPU the default answers would be others
+    answer = run("make", "demo", "ANSWERS=env_manager=venv cuda=cpu", cwd=copy, env=env)
+    return copy / "demo/my-project", answer.output
+
+
+@pytest.fixture
+def project(demo: tuple[Path, str]) -> Path:
+    return demo[0]
+
+
+@pytest.fixture(scope="session")
+def python(demo: tuple[Path, str]) -> Path:
+    return demo[0] / ".venv/bin/python"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """CI installs every part that a test needs: there, nothing may be missing."""
     config.stash[SKIP_IS_FAILURE] = os.environ.get("CI") == "true"

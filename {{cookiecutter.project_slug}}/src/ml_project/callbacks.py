@@ -68,9 +68,9 @@ class WholeFileIO(TorchCheckpointIO):
 class History(Callback):
     """One row an epoch: in the log, in `history.csv`, in the stores, and in the checkpoint, where it continues."""
 
-    def __init__(self, run: Run, tracker: Tracker | None) -> None:
+    def __init__(self, run: Run) -> None:
         self.file = run.history
-        self.tracker = tracker  # rank 0 has one
+        self.tracker: Tracker | None = None  # rank 0 gets one
         self.rows: list[Row] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -6,6 +6,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ def explain(error: BaseException, config_name: str = "train") -> str | None:
     """The sentence for this error, or None if it is not the user's to mend."""
     if isinstance(error, UserError):
         return str(error)
+    if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
+        return "another process of this run was killed or failed; what it said is above. Go on with: make resume"
     return _explain_hydra(error, config_name) or _explain_disk(error)
 
 

@@ -45,8 +45,18 @@ class ImageClassifier(pl.LightningModule):
         # micro: right images by all images; macro would weigh each class alike
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy, self.test_accuracy = self.train_accuracy.clone(), self.train_accuracy.clone()
+        self.sharded = False
         self.test_labels_B: list[Tensor] = []
         self.test_predicted_B: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        """Share the parameters out, where the trainer says so (trainer=fsdp)."""
+        mesh = self.device_mesh
+        if mesh is not None and not self.sharded:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(self.model, mesh=mesh["data_parallel"])
+            self.sharded = True
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, B K."""

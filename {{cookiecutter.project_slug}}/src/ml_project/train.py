@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -59,6 +60,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
     import pytorch_lightning as pl
 
+    from .callbacks import History, WholeFileIO, callbacks
+
     quiet_lightning()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
@@ -71,6 +74,16 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         load_weights(task, _checkpoint(cfg.init_from))
     if cfg.compile:
         task.model.compile()
+    history = History(run)
+    trainer = build_trainer(
+        cfg,
+        logger=False,  # tracking.py
+        callbacks=callbacks(run, history, patience=cfg.patience, **cfg.checkpoint),
+        plugins=[WholeFileIO(), ranks.environment()],
+        enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # data.py shares the images out
+    )
 
     with ExitStack() as stack:
         if ranks.rank() == 0:
@@ -80,7 +93,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         # Lightning's children read the configuration from the folder
         stack.enter_context(ranks.children_run(f"{__package__}.train", f"run_dir={run.folder}"))
         try:
-            _fit(run, cfg, task, data)
+            _fit(run, cfg, trainer, task, data, history)
         except Exception as error:
             if ranks.rank() == 0:
                 write_whole(run.error, (explain(error) or f"{type(error).__name__}: {first_line(error)}") + "\n")
@@ -101,7 +114,26 @@ def build_task(cfg: DictConfig) -> ImageClassifier:
 
 
 def build_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
-    """The trainer of the configuration; `options` are objects that no YAML file can hold."""
+    """The trainer of the configuration; `options` are objects that no YAML file can hold.
+
+    Raises:
+        UserError: this machine has not so many devices of this kind.
+    """
+    import torch
+
+    kind, wanted = cfg.trainer.accelerator, cfg.trainer.devices
+    if kind == "auto":
+        kind = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    here = {
+        "gpu": torch.cuda.device_count() or int(torch.backends.mps.is_available()),
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": os.cpu_count() or 1,
+    }
+    if kind in here and wanted > here[kind]:
+        name = {"cpu": "CPU cores", "mps": "GPUs of a Mac"}.get(kind, "GPUs that PyTorch can use")
+        other = f"trainer.devices={here[kind]}" if here[kind] else "trainer=cpu"
+        raise UserError(f"trainer.devices is {wanted}, but {name} here: {here[kind]}. Try {other}.")
     trainer: pl.Trainer = _build(cfg.trainer, **options)
     return trainer
 
@@ -146,26 +178,19 @@ def _choose(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig,
     return run, cfg, load_config(run).trainer.max_epochs >= cfg.trainer.max_epochs
 
 
-def _fit(run: Run, cfg: DictConfig, task: ImageClassifier, data: ImageData) -> None:
-    from .callbacks import History, Stopped, WholeFileIO, callbacks
+def _fit(
+    run: Run, cfg: DictConfig, trainer: pl.Trainer, task: ImageClassifier, data: ImageData, history: History
+) -> None:
+    """Train to the end, or to where it is stopped, and say so in the folder and in MLflow."""
+    from .callbacks import Stopped
     from .tracking import Tracker
 
-    tracker = Tracker(run, cfg) if ranks.rank() == 0 else None
-    history = History(run, tracker)
+    tracker = history.tracker = Tracker(run, cfg) if ranks.rank() == 0 else None
     checkpoint = run.last if run.last.exists() else None
     if checkpoint:
         log.info("continuing from %s", checkpoint)
     status, stop = "FAILED", None
     try:
-        trainer = build_trainer(
-            cfg,
-            logger=False,
-            callbacks=callbacks(run, history, patience=cfg.patience, **cfg.checkpoint),
-            plugins=[WholeFileIO(), ranks.environment()],
-            enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # data.py shares the images out
-        )
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if tracker:
             tracker.resume(history.rows)  # where nothing was left to train

@@ -1,0 +1,177 @@
+"""Several processes for one run, however they were started: one folder, one MLflow run, the result of one process.
+
+Two processes over gloo on the CPU; srun is in test_slurm.py. What was seen: pytest tests/test_devices.py -rP
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores"),
+]
+
+# full batches and no dropout: then the devices' number changes the rounding and nothing else
+SETTINGS = ("model=mlp", "model.dropout=0", "trainer.max_epochs=3", "trainer.limit_train_batches=8")
+ONE = (*SETTINGS, "trainer=cpu")
+DDP = (*SETTINGS, "trainer=ddp", "trainer.accelerator=cpu")
+FSDP = (*SETTINGS, "trainer=fsdp", "trainer.accelerator=cpu")
+COMPARE = """
+import sys, torch
+one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in sys.argv[1:])
+equal = all(torch.equal(one[name], other[name]) for name in one)
+near = all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-5) for name in one)
+print("equal" if equal else "near" if near else "different", end="")
+"""
+STARTERS = ["lightning", "torchrun"]
+
+
+class Workplace:
+    """A folder with prepared data and a tracking store of its own."""
+
+    def __init__(self, folder: Path, project: Path, python: Path) -> None:
+        self.folder, self.python = folder, python
+        (folder / "data").symlink_to(project / "data")
+        self.env = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{python.parent}:{os.environ['PATH']}",
+        }
+
+    def command(self, starter: str, *settings: str) -> list[str]:
+        torchrun = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "my_project.train", *settings]
+        return torchrun if starter == "torchrun" else [str(self.python), "-m", "my_project.train", *settings]
+
+    def train(self, starter: str, *settings: str, expect: int = 0) -> str:
+        return run(*self.command(starter, *settings), cwd=self.folder, env=self.env, expect=expect).output
+
+    def runs(self) -> list[Path]:
+        return sorted(file.parent for file in self.folder.rglob("config.yaml"))
+
+    def mlflow_runs(self) -> list[tuple[str, int]]:
+        """Status and number of metric rows of each that is not the parent of others."""
+        rows = "select count(*) from metrics where metrics.run_uuid = runs.run_uuid and key = 'epoch'"
+        query = f"""select status, ({rows}) from runs where run_uuid not in (select value from tags where key = 'mlflow.parentRunId')"""
+        with sqlite3.connect(self.folder / "mlflow.db") as database:
+            return database.execute(query).fetchall()
+
+    def ranks(self) -> dict[int, int]:
+        """Rank of each process that trains here, by its id; torchrun itself is none."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                environment = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            here = f"MLFLOW_TRACKING_URI={self.env['MLFLOW_TRACKING_URI']}".encode() in environment
+            if here and b"my_project.train" in command and not any(b"torchrun" in part for part in command):
+                variables = dict(part.split(b"=", 1) for part in environment if b"=" in part)
+                found[int(folder.name)] = int(variables.get(b"LOCAL_RANK", 0))
+        return found
+
+    def compare(self, one: Path, other: Path) -> str:
+        return run(self.python, "-c", COMPARE, one, other, cwd=self.folder).output
+
+
+@pytest.fixture
+def work(tmp_path: Path, project: Path, python: Path) -> Workplace:
+    return Workplace(tmp_path, project, python)
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_one_run_of_two_processes_is_the_run_of_one(work: Workplace, starter: str) -> None:
+    work.train(starter, *DDP)
+    (ddp,) = work.runs()
+    assert work.mlflow_runs() == [("FINISHED", 3)]
+    work.train("lightning", *ONE, "run_dir=runs/one")
+    result = work.compare(ddp, work.folder / "runs/one")
+    print(f"{starter}, single run: folders 1, MLflow runs 1, {result} to one process")
+    assert result in ("equal", "near")
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_a_sweep_of_runs_of_two_processes(work: Workplace, starter: str) -> None:
+    work.train(starter, *DDP, "-m", "seed=0,1")
+    first, second = work.runs()
+    assert first.parent == second.parent
+    assert sorted(work.mlflow_runs()) == [("FINISHED", 3), ("FINISHED", 3)]
+    work.train("lightning", *ONE, "run_dir=runs/one", "seed=1")
+    result = work.compare(second, work.folder / "runs/one")
+    print(f"{starter}, multirun of 2: folders 2, MLflow runs 2 and their parent, {result} to one process")
+    assert result in ("equal", "near")
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str) -> None:
+    long = (*DDP, "model.dropout=0.1", "trainer.max_epochs=40", "checkpoint.every_n_steps=3")
+    work.train(starter, *long, "run_dir=runs/straight")
+    record = work.folder / "runs/killed/train.log"
+    with (work.folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            work.command(starter, *long, "run_dir=runs/killed"),
+            cwd=work.folder,
+            env=work.env,
+            stdout=output,
+            stderr=output,
+        )
+        while not (record.exists() and "epoch 5 of 40" in record.read_text()):
+            assert process.poll() is None, (work.folder / "output").read_text()
+            time.sleep(0.02)
+        (other,) = [pid for pid, rank in work.ranks().items() if rank == 1]
+        os.kill(other, signal.SIGKILL)
+        assert process.wait(timeout=120) != 0
+    assert not (work.folder / "runs/killed/metrics.json").exists()
+    work.train(starter, *long, "run_dir=runs/killed")
+    assert sorted(work.mlflow_runs()) == [("FINISHED", 40), ("FINISHED", 40)]
+    result = work.compare(work.folder / "runs/killed", work.folder / "runs/straight")
+    print(f"{starter}, resumed after a kill of one rank: folders 1, MLflow runs 1, {result} to a straight run")
+    assert result == "equal"
+    histories = [(work.folder / name / "history.csv").read_text() for name in ("runs/killed", "runs/straight")]
+    assert histories[0] == histories[1]
+
+
+def test_shared_parameters_are_continued_by_any_number_of_processes(work: Workplace) -> None:
+    work.train("lightning", *FSDP, "run_dir=runs/fsdp")
+    work.train("lightning", *ONE, "run_dir=runs/one")
+    assert work.compare(work.folder / "runs/fsdp", work.folder / "runs/one") in ("equal", "near")
+    work.train("lightning", *FSDP, "run_dir=runs/fsdp", "trainer.max_epochs=4")
+    work.train("lightning", "run_dir=runs/fsdp", "trainer=cpu", "trainer.max_epochs=5", "allow_changes=true")
+    work.train("lightning", *ONE, "run_dir=runs/one", "trainer.max_epochs=5")
+    result = work.compare(work.folder / "runs/fsdp", work.folder / "runs/one")
+    print(f"fsdp over gloo, resumed by two processes and then by one: {result} to one process")
+    assert result in ("equal", "near")
+
+
+def test_sigterm_to_one_process_stops_all(work: Workplace) -> None:
+    settings = (*DDP, "trainer.max_epochs=400", "run_dir=runs/x")
+    process = subprocess.Popen(work.command("lightning", *settings), cwd=work.folder, env=work.env)
+    record = work.folder / "runs/x/train.log"
+    while not (record.exists() and "epoch 2 of 400" in record.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+    assert "Go on with: python -m my_project.train run_dir=runs/x" in record.read_text().splitlines()[-1]
+    assert not work.ranks()
+
+
+def test_processes_that_would_train_twice_are_refused(work: Workplace) -> None:
+    printed = work.train("torchrun", *ONE, expect=1)
+    sentence = (
+        "error: trainer.devices x trainer.num_nodes is 1 x 1, but torchrun started 2 processes. Make them equal, "
+        "for example trainer=ddp trainer.devices=2, or start one process."
+    )
+    assert printed.count("error: trainer.devices") == 1
+    assert sentence in printed
+    assert not work.runs()

@@ -1,0 +1,52 @@
+"""Trainings that are killed and continued; the project of `make demo`. All fifty: python benchmarks/survival.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+sys.path.append(str(ROOT / "benchmarks"))
+from survival import survive
+
+pytestmark = pytest.mark.slow
+
+NUM_KILLS = 12
+NUM_STARTS = 200
+START_TOGETHER = """
+import multiprocessing, sys
+from my_project.config import compose
+from my_project.run import choose, occupied
+
+def start(barrier):
+    barrier.wait()
+    with occupied(*choose(cfg)):
+        pass
+
+cfg = compose("train")
+context = multiprocessing.get_context("fork")
+barrier = context.Barrier(int(sys.argv[1]))
+processes = [context.Process(target=start, args=(barrier,)) for _ in range(int(sys.argv[1]))]
+for process in processes: process.start()
+for process in processes: process.join()
+print("failed", sum(process.exitcode != 0 for process in processes))
+"""
+
+
+def test_killed_trainings_end_like_one_that_was_left_alone(project: Path, tmp_path: Path) -> None:
+    kills = survive(project, "my_project", NUM_KILLS, 0, tmp_path)
+    lost = [kill for kill in kills if not kill.survived()]
+    assert not lost
+    assert sum(kill.left for kill in kills) >= NUM_KILLS // 3  # else they were killed before anything was at stake
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+def test_two_hundred_starts_at_once_have_two_hundred_folders(project: Path, python: Path, tmp_path: Path) -> None:
+    printed = run(python, "-c", START_TOGETHER, str(NUM_STARTS), cwd=tmp_path).output
+    assert printed.endswith("failed 0\n")
+    folders = [file.parent for file in tmp_path.glob("runs/digits/*/config.yaml")]
+    assert len(folders) == NUM_STARTS
+    assert all(len((folder / "starts.jsonl").read_text().splitlines()) == 1 for folder in folders)
