@@ -60,8 +60,10 @@ class Workplace:
 
     def mlflow_runs(self) -> list[tuple[str, int]]:
         """Status and number of metric rows of each that is not the parent of others."""
-        rows = "select count(*) from metrics where metrics.run_uuid = runs.run_uuid and key = 'epoch'"
-        query = f"""select status, ({rows}) from runs where run_uuid not in (select value from tags where key = 'mlflow.parentRunId')"""
+        query = """
+            select status, (select count(*) from metrics where metrics.run_uuid = runs.run_uuid and key = 'epoch')
+            from runs where run_uuid not in (select value from tags where key = 'mlflow.parentRunId')
+        """
         with sqlite3.connect(self.folder / "mlflow.db") as database:
             return database.execute(query).fetchall()
 
