@@ -84,6 +84,8 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
     _check(config.launch.partition)
     launcher = config.hydra.launcher
     code = _copy_of_the_code(sweep_folder)
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+        del os.environ[name]  # typed inside a job: its memory and CPUs are not those of the jobs to come
     with open_dict(launcher):
         launcher.name = re.sub(r"[^\w.-]", "_", f"{__package__}-{sweep_folder.name}")
         launcher.submitit_folder = str(sweep_folder.absolute() / "slurm")

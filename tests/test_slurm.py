@@ -1,0 +1,265 @@
+"""What a user of a cluster lives through, on a real Slurm of two pretended nodes (tests/slurm/start.sh)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Answer, run
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("trainer=cpu", "launch.cpus=1", "launch.memory_gb=2")  # 4 CPUs and 8 GB a node
+ONE_TASK = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=2G", "--nodelist=n1")
+
+
+@pytest.fixture(scope="module")
+def cluster(env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The environment in which Slurm's commands find the cluster."""
+    if os.geteuid() != 0 or not (shutil.which("slurmctld") and shutil.which("munged")):
+        pytest.skip("a private Slurm needs root, and: apt-get install --no-install-recommends slurm-wlm munge")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # noqa: S108  # munge enters no folder of pytest's
+    folder.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        run(ROOT / "tests/slurm/start.sh", folder / "s", str(port), cwd=folder)
+        # pretended nodes have no addresses: MASTER_ADDR tells DDP where they are
+        yield {**env, "SLURM_CONF": str(folder / "s/slurm.conf"), "MASTER_ADDR": "127.0.0.1"}
+    finally:
+        run(ROOT / "tests/slurm/stop.sh", folder / "s", cwd=folder, expect=None)
+        shutil.rmtree(folder, ignore_errors=True)  # the daemons still write their last lines
+
+
+@pytest.fixture(scope="module")
+def straight(demo: tuple[Path, str], python: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The history of a training that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    run(python, "-m", "my_project.train", *LONG, "tracking=off", f"run_dir={folder}", cwd=demo[0])
+    return (folder / "history.csv").read_text()
+
+
+LONG = ("trainer=cpu", "trainer.max_epochs=40")
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Wait for what Slurm or a job will do."""
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen in {seconds} s")
+
+
+def queue(cluster: dict[str, str], *options: str) -> list[str]:
+    """The jobs that are waiting or running, each task of an array by itself."""
+    return run("squeue", "--noheader", "--array", "--format=%i", *options, cwd=ROOT, env=cluster).output.split()
+
+
+def sbatch(project: Path, cluster: dict[str, str], *arguments: str) -> str:
+    return run("sbatch", "--parsable", *arguments, cwd=project, env=cluster).output.strip()
+
+
+def submit(project: Path, cluster: dict[str, str], *settings: str, options: tuple[str, ...] = ()) -> tuple[str, Path]:
+    """A job of scripts/train.sbatch, and its run's folder."""
+    job = sbatch(project, cluster, *ONE_TASK, *options, "scripts/train.sbatch", *settings)
+    return job, project / "runs/slurm" / job
+
+
+def finish(job: str, cluster: dict[str, str]) -> None:
+    until(lambda: job not in queue(cluster), f"the end of job {job}")
+
+
+def trained(folder: Path, epoch: int = 3) -> Callable[[], bool]:
+    file = folder / "train.log"
+    return lambda: file.is_file() and f"epoch {epoch} of" in file.read_text()
+
+
+def preempt(project: Path, cluster: dict[str, str], node: str = "n1") -> None:
+    """A job of the partition `high` wants the whole node for a moment."""
+    finish(sbatch(project, cluster, "--partition=high", f"--nodelist={node}", "--exclusive", "--wrap=true"), cluster)
+
+
+def num_starts(folder: Path) -> int:
+    return len((folder / "starts.jsonl").read_text().splitlines())
+
+
+def statuses(project: Path, python: Path, folder: Path) -> list[str]:
+    """The status of each MLflow run that was made for this folder."""
+    program = (
+        "import mlflow, sys; from pathlib import Path; c = mlflow.MlflowClient('sqlite:///mlflow.db')\n"
+        "runs = c.search_runs([e.experiment_id for e in c.search_experiments()])\n"
+        "print([r.info.status for r in runs if Path(r.data.tags.get('run_dir', '')).name == sys.argv[1]])"
+    )
+    found: list[str] = eval(run(python, "-c", program, folder.name, cwd=project).output.splitlines()[-1])  # noqa: S307
+    return found
+
+
+def start_sweep(
+    project: Path, python: Path, cluster: dict[str, str], *settings: str
+) -> tuple[subprocess.Popen[str], Path]:
+    """A sweep in the background, once its folder is named."""
+    process = subprocess.Popen(
+        [str(python), "-u", "-m", "my_project.train", "launch=slurm", *SMALL, *settings],
+        cwd=project,
+        env=cluster,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("sweep "):
+            return process, project / line.split()[1].rstrip(":")
+    raise AssertionError(f"the sweep ended with {process.wait()} before it had a folder")
+
+
+def test_a_sweep_returns_when_its_jobs_are_done(project: Path, python: Path, cluster: dict[str, str]) -> None:
+    process, folder = start_sweep(project, python, cluster, "model=mlp,cnn", "optim.lr=0.01,0.003", "experiment=smoke")
+    printed = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, printed
+    assert "4 of 4 runs finished" in printed
+    assert len(list(folder.glob("*/metrics.json"))) == 4
+    assert len(list(folder.glob("slurm/*_log.out"))) == 4
+
+
+@pytest.mark.parametrize("told", ["USR1", "TERM"])
+def test_a_preempted_job_goes_on_as_if_nothing_had_happened(
+    project: Path, python: Path, cluster: dict[str, str], straight: str, told: str, tmp_path: Path
+) -> None:
+    if told == "USR1":
+        job, folder = submit(project, cluster, *LONG)
+    else:  # without --signal, and on clusters without preempt_send_user_signal
+        folder = project / "runs/slurm/terminated"
+        command = f"srun {python} -m my_project.train run_dir={folder} {' '.join(LONG)}"
+        job = sbatch(project, cluster, *ONE_TASK, "--requeue", f"--output={tmp_path / 'log'}", f"--wrap={command}")
+    until(trained(folder), "the third epoch")
+    preempt(project, cluster)
+    finish(job, cluster)
+    assert num_starts(folder) == 2
+    assert (folder / "history.csv").read_text() == straight
+    assert statuses(project, python, folder) == ["FINISHED"]
+
+
+def test_a_preempted_job_of_a_sweep_goes_on_and_the_launcher_waits_for_it(
+    project: Path, python: Path, cluster: dict[str, str], straight: str
+) -> None:
+    process, folder = start_sweep(project, python, cluster, *LONG, "tracking=off", "+launch.extra.nodelist=n1")
+    until(trained(folder / "000"), "the third epoch")
+    preempt(project, cluster)
+    printed = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, printed
+    assert num_starts(folder / "000") == 2
+    assert (folder / "000/history.csv").read_text() == straight
+
+
+def test_a_job_whose_time_is_over_goes_on(project: Path, python: Path, cluster: dict[str, str], straight: str) -> None:
+    """The limit is one minute, Slurm's least; it tells a job up to a minute early, so at 50 s at once or soon."""
+    job, folder = submit(project, cluster, *LONG, options=("--time=00:01:00", "--signal=USR1@50"))
+    until(trained(folder), "the third epoch")
+    run("scancel", "--signal=USR1", job, cwd=project, env=cluster)
+    finish(job, cluster)
+    assert num_starts(folder) >= 2
+    assert (folder / "history.csv").read_text() == straight
+    assert statuses(project, python, folder) == ["FINISHED"]
+
+
+def test_a_cancelled_job_is_saved_and_does_not_come_back(project: Path, python: Path, cluster: dict[str, str]) -> None:
+    job, folder = submit(project, cluster, "trainer=cpu", "trainer.max_epochs=4000")
+    until(trained(folder), "the third epoch")
+    run("scancel", job, cwd=project, env=cluster)
+    finish(job, cluster)
+    time.sleep(8)  # a requeued job would be back after 6
+    assert queue(cluster) == []
+    assert num_starts(folder) == 1
+    assert (folder / "checkpoints/last.ckpt").is_file()
+    assert statuses(project, python, folder) == ["KILLED"]
+
+
+def test_a_task_of_an_array_is_requeued_without_the_others(project: Path, cluster: dict[str, str]) -> None:
+    options = ("--array=0-1",)
+    array, _ = submit(project, cluster, *LONG, "tracking=off", options=options)
+    raw = run("squeue", "--noheader", "--array", "--format=%K %A", cwd=project, env=cluster).output.split()
+    first, last = (project / "runs/slurm" / job for _, job in sorted(zip(raw[::2], raw[1::2], strict=True)))
+    until(trained(last), "the third epoch of the last task")
+    run("scancel", "--signal=USR1", f"{array}_1", cwd=project, env=cluster)
+    until(lambda: not queue(cluster), "the end of the array")
+    assert (num_starts(first), num_starts(last)) == (1, 2)
+
+
+def test_a_failed_and_a_cancelled_job_are_told_and_the_others_finish(
+    project: Path, python: Path, cluster: dict[str, str]
+) -> None:
+    settings = ("tracking=off", "experiment_name=trouble", "trainer.max_epochs=4000,40,1", "launch.parallel=3")
+    process, folder = start_sweep(project, python, cluster, *settings)
+    until(trained(folder / "000"), "the third epoch")
+    until(trained(folder / "002", 1), "the end of the short run")
+    until(lambda: len(queue(cluster)) <= 3, "all to run")
+    job = next(job for job in queue(cluster) if job.endswith("_0"))
+    run("scancel", job, cwd=project, env=cluster)
+    printed = process.communicate(timeout=180)[0]
+    assert process.returncode == 1, printed
+    assert "2 of 3 runs finished" in printed
+    assert "error: run 000: " in printed
+    assert str(folder.relative_to(project) / "000/train.log") in printed
+    assert queue(cluster) == []
+
+
+def test_two_processes_train_one_model(project: Path, python: Path, cluster: dict[str, str]) -> None:
+    two = ("--nodes=2", "--nodelist=n1,n2")
+    job, folder = submit(project, cluster, "trainer=ddp", "trainer.accelerator=cpu", "experiment=smoke", options=two)
+    finish(job, cluster)
+    assert (folder / "metrics.json").is_file(), (project / f"slurm-{job}.log").read_text()
+    assert num_starts(folder) == 1
+    assert statuses(project, python, folder) == ["FINISHED"]
+
+
+def train(project: Path, python: Path, env: dict[str, str], *settings: str) -> Answer:
+    return run(python, "-m", "my_project.train", "launch=slurm", *SMALL, *settings, cwd=project, env=env, expect=1)
+
+
+def test_what_slurm_lacks_is_one_sentence(project: Path, python: Path, cluster: dict[str, str], tmp_path: Path) -> None:
+    lines = train(project, python, cluster, "launch.partition=gpu").output.splitlines()
+    assert "error: launch.partition must be one of high, low, got gpu." in lines
+
+    lines = train(project, python, cluster, "+launch.extra.constraint=a100").output.splitlines()
+    refused = "Slurm does not take the jobs: Batch job submission failed: Invalid feature specification."
+    assert f"error: {refused} Change launch.*, see conf/launch/slurm.yaml." in lines
+
+    dead = tmp_path / "slurm.conf"
+    text = Path(cluster["SLURM_CONF"]).read_text()
+    dead.write_text("\n".join("SlurmctldPort=1" if "SlurmctldPort" in line else line for line in text.splitlines()))
+    printed = train(project, python, {**cluster, "SLURM_CONF": str(dead)}).output
+    assert "error: launch=slurm needs Slurm, which does not answer: " in printed
+    assert "Traceback" not in printed
+
+
+def test_without_slurm_there_is_one_sentence(project: Path, python: Path, env: dict[str, str], tmp_path: Path) -> None:
+    lines = train(project, python, {**env, "PATH": str(tmp_path)}).output.splitlines()
+    sentence = "launch=slurm needs Slurm, but there is no sbatch here."
+    assert f"error: {sentence} Run it on the cluster's login node, or use launch=local." in lines
+
+
+def test_what_is_edited_while_jobs_wait_is_not_what_runs(project: Path, python: Path, cluster: dict[str, str]) -> None:
+    package = project / "src/my_project"
+    files = {package / "model.py": "raise RuntimeError('edited')\n", package / "conf/optim/adamw.yaml": "lr: 9.0\n"}
+    before = {file: file.read_text() for file in files}
+    process, folder = start_sweep(project, python, cluster, "experiment=smoke", "seed=0,1", "+launch.extra.begin=now+6")
+    until(lambda: queue(cluster), "the submission")
+    try:
+        for file, line in files.items():
+            file.write_text(before[file].replace("lr: 0.003\n", "") + line)
+        printed = process.communicate(timeout=180)[0]
+    finally:
+        for file, text in before.items():
+            file.write_text(text)
+    assert process.returncode == 0, printed
+    assert "lr: 0.003" in (folder / "001/config.yaml").read_text()
