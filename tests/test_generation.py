@@ -21,7 +21,8 @@ src/PACKAGE/__init__.py src/PACKAGE/callbacks.py src/PACKAGE/config.py src/PACKA
 src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py src/PACKAGE/predict.py src/PACKAGE/prepare.py
 src/PACKAGE/run.py src/PACKAGE/slurm.py src/PACKAGE/task.py src/PACKAGE/train.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/launch/joblib.yaml src/PACKAGE/conf/launch/local.yaml
-src/PACKAGE/conf/launch/slurm.yaml src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/debug/anomaly.yaml src/PACKAGE/conf/debug/overfit.yaml
+src/PACKAGE/conf/launch/slurm.yaml
+src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/debug/anomaly.yaml src/PACKAGE/conf/debug/overfit.yaml
 src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml
 src/PACKAGE/conf/optim/adamw.yaml src/PACKAGE/conf/optim/sgd.yaml src/PACKAGE/conf/prepare.yaml
 src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml src/PACKAGE/conf/train.yaml

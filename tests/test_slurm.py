@@ -25,7 +25,7 @@ def cluster(env: dict[str, str]) -> Iterator[dict[str, str]]:
     """The environment in which Slurm's commands find the cluster."""
     if os.geteuid() != 0 or not (shutil.which("slurmctld") and shutil.which("munged")):
         pytest.skip("a private Slurm needs root, and: apt-get install --no-install-recommends slurm-wlm munge")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # noqa: S108  # munge enters no folder of pytest's
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge enters no folder of pytest's
     folder.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
