@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -70,6 +71,19 @@ def requeue() -> None:
     done = _ask("scontrol", "requeue", str(job_id()))
     if done.returncode > 0:  # below 0, the SIGTERM has ended scontrol, too
         raise UserError(f"Slurm does not requeue job {job_id()}: {_last_line(done.stderr)}. Submit the run again.")
+
+
+def requeue_while_starting() -> None:
+    """Until training handles the signals: nothing is there to save, but by itself Python would end, and the job too."""
+
+    def come_back(signum: int, frame: object) -> None:
+        if os.environ.get("SLURM_PROCID", "0") == "0" and requeue_on(signum):
+            requeue()
+        sys.exit(75)
+
+    if job_id() is not None:
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, come_back)
 
 
 def prepare(config: DictConfig, sweep_folder: Path) -> None:
