@@ -6,6 +6,7 @@ What a type cannot say stands in LIMITS.
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "optim.lr": [(">", 0)],
     "optim.momentum": [(">=", 0), ("<", 1)],
     "optim.weight_decay": [(">=", 0)],
+    "search.parallel": [(">=", 1)],
+    "search.trials": [(">=", 1)],
     "trainer.max_epochs": [(">=", 1)],
     "trainer.devices": [(">=", 1)],
     "trainer.num_nodes": [(">=", 1)],
@@ -41,6 +44,14 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "val_fraction": [(">", 0), ("<", 1)],
     "test_fraction": [(">", 0), ("<", 1)],
 }
+HOW_STARTED = {"launch", "run_dir", "search", "seeds", "sweep_dir"}  # they do not change what a run computes
+
+# conf/train.yaml: what was chosen makes a sweep, also without -m
+OmegaConf.register_new_resolver(
+    "run_or_sweep",
+    lambda *choices: None if all(choice is None or choice is False for choice in choices) else "MULTIRUN",
+    replace=True,
+)
 
 
 def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> None:
@@ -119,9 +130,14 @@ def _typed_defaults(config_name: str, overrides: Sequence[str]) -> Iterator[tupl
     typed = {typed_key(override) for override in overrides}
     groups = chosen_groups(overrides)
     if len(groups) < len(overrides):
-        for key, default in flatten(compose(config_name, groups)):
+        for key, default in _defaults(config_name, tuple(groups)):
             if key in typed:
                 yield key, default
+
+
+@functools.cache  # composing takes 50 ms, and a sweep checks many runs of the same groups
+def _defaults(config_name: str, groups: tuple[str, ...]) -> list[tuple[str, Any]]:
+    return list(flatten(compose(config_name, groups)))
 
 
 def _same_type(value: Any, default: Any) -> bool:
