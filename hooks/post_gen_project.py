@@ -38,6 +38,8 @@ def rename_package(name: str) -> None:
             if PLACEHOLDER.encode() in content:
                 file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
     Path("src", PLACEHOLDER).rename(Path("src", name))
+    for plugin in Path("src", "hydra_plugins").glob(f"{PLACEHOLDER}*"):
+        plugin.rename(plugin.with_name(plugin.name.replace(PLACEHOLDER, name, 1)))
 
 
 def next_steps() -> str:

@@ -16,18 +16,23 @@ from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
 .dvc/.gitignore .dvc/config .dvcignore .gitignore LICENSE Makefile README.md dvc.yaml environment.mk pyproject.toml
-scripts/activate.sh scripts/check_build.py scripts/seeds.py scripts/train.sbatch
+scripts/activate.sh scripts/check_build.py scripts/train.sbatch src/hydra_plugins/PACKAGE_sweep.py
 src/PACKAGE/__init__.py src/PACKAGE/callbacks.py src/PACKAGE/config.py src/PACKAGE/data.py src/PACKAGE/errors.py
-src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py src/PACKAGE/predict.py src/PACKAGE/prepare.py
-src/PACKAGE/run.py src/PACKAGE/slurm.py src/PACKAGE/task.py src/PACKAGE/train.py
-src/PACKAGE/conf/__init__.py src/PACKAGE/conf/launch/joblib.yaml src/PACKAGE/conf/launch/local.yaml
-src/PACKAGE/conf/launch/slurm.yaml
+src/PACKAGE/evaluate.py src/PACKAGE/messages.py src/PACKAGE/model.py src/PACKAGE/outcome.py src/PACKAGE/plots.py
+src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/pruning.py src/PACKAGE/ranks.py src/PACKAGE/run.py
+src/PACKAGE/search.py src/PACKAGE/seeds.py src/PACKAGE/slurm.py src/PACKAGE/snapshot.py src/PACKAGE/sweep.py
+src/PACKAGE/task.py src/PACKAGE/tracking.py src/PACKAGE/train.py
+src/PACKAGE/conf/__init__.py
 src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/debug/anomaly.yaml src/PACKAGE/conf/debug/overfit.yaml
-src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml
+src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/launch/joblib.yaml src/PACKAGE/conf/launch/local.yaml
+src/PACKAGE/conf/launch/slurm.yaml src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml
 src/PACKAGE/conf/optim/adamw.yaml src/PACKAGE/conf/optim/sgd.yaml src/PACKAGE/conf/prepare.yaml
+src/PACKAGE/conf/schedule/cosine.yaml src/PACKAGE/conf/search/default.yaml
 src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml src/PACKAGE/conf/train.yaml
-src/PACKAGE/conf/trainer/auto.yaml src/PACKAGE/conf/trainer/cpu.yaml
-tests/conftest.py tests/test_config.py tests/test_data.py tests/test_model.py tests/test_run.py tests/test_slurm.py
+src/PACKAGE/conf/trainer/auto.yaml src/PACKAGE/conf/trainer/cpu.yaml src/PACKAGE/conf/trainer/ddp.yaml
+src/PACKAGE/conf/trainer/fsdp.yaml src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml
+tests/conftest.py tests/test_config.py tests/test_data.py tests/test_model.py tests/test_resume.py tests/test_run.py
+tests/test_slurm.py tests/test_sweep.py
 """
 
 

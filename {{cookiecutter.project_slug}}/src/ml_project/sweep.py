@@ -1,0 +1,305 @@
+"""Many runs in one sweep: a grid, several seeds, or a search.
+
+    python -m ml_project.train -m optim.lr=0.001,0.01 model=cnn,mlp    # every combination
+    python -m ml_project.train seeds=10                                # how much of a result is luck?
+    python -m ml_project.train search=default                          # Optuna chooses settings
+    python -m ml_project.train sweep_dir=runs/digits/sweep-…           # continue a sweep that was stopped
+
+    runs/<experiment>/sweep-<start to the microsecond>-<random>/
+        sweep.yaml         what was typed, and the runs that follow from it
+        000/ 001/ ...      the runs, each as in run.py
+        sweep.csv          one row a run; with `seeds` also seeds.csv, one row a combination
+        mlflow_run_id      the parent of the runs in MLflow
+
+How a run went is read from its folder: a launcher may die, a job may be cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .config import HOW_STARTED, check, compose, typed_key
+from .errors import UserError, explain
+from .outcome import Job, Ranking, tell
+from .run import RUNS, experiment_id, git_state, mlflow_client, program
+from .seeds import evaluate_all, tell_seeds
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext, TaskFunction
+
+CONTINUE = 75  # exit status EX_TEMPFAIL: nothing is lost, start it again
+MAY_CHANGE = {"launch", "search.parallel", "search.trials"}  # when a sweep is continued: its runs stay the same
+
+log = logging.getLogger(__name__)
+
+
+def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: Sequence[str]) -> None:
+    """Run what was asked for, print how it went, and end the program.
+
+    Exit status 0: every run finished; 1: some failed; 75: the sweep was stopped and can be continued.
+
+    Args:
+        config: the composed configuration, without the lists.
+        typed: what was typed, with the lists.
+    """
+    if config.sweep_dir is None:
+        folder, config = _start(config, typed)
+    else:
+        folder, config = _continue(Path(config.sweep_dir), context, config, typed)
+    stored = OmegaConf.load(folder / "sweep.yaml")
+    jobs = [Job(folder / f"{number:03d}", tuple(overrides)) for number, overrides in enumerate(stored.jobs)]
+    first = compose("train", stored.first)
+    parent = _open_parent(folder, first, stored.arguments)
+
+    if config.get("search"):
+        from .search import Search
+
+        search = Search(folder, config.search, stored.first)
+        batches, jobs, ranking = search.batches(), search.jobs, Ranking(config.search.metric, config.search.direction)
+    else:
+        batches, ranking = iter([[job for job in jobs if job.state != "finished"]]), Ranking()
+
+    started, status, trouble = time.monotonic(), 0, ""
+    try:
+        with _terminated_is_stopped():
+            launcher = _launcher(context, task, config, folder)
+            for batch in batches:
+                _launch(launcher, config, batch)
+        if config.seeds is not None:
+            evaluate_all([job.folder for job in jobs if job.state == "finished"])
+    except (KeyboardInterrupt, SystemExit):
+        status = CONTINUE
+    except Exception as error:  # the launcher's: what it started may have finished all the same
+        trouble = explain(error) or "".join(traceback.format_exception(error))
+
+    failed = [job for job in jobs if job.state in ("failed", "unfinished")]
+    status = status or int(bool(failed or trouble))
+    seconds = time.monotonic() - started
+    print(f"\nsweep {folder}: {len(jobs) - len(failed)} of {len(jobs)} runs finished, {seconds:.0f} s")
+    best = tell(folder, jobs, ranking) if config.seeds is None else tell_seeds(folder, jobs)
+    for job in failed if status != CONTINUE else []:
+        print(f"error: run {job.name}: {job.error} See {job.folder / 'train.log'}", file=sys.stderr)
+    if trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+    if status:
+        print(f"go on with: {program('train')} sweep_dir={folder}")
+    if parent:
+        _close_parent(parent, first, folder, {0: "FINISHED", 1: "FAILED", CONTINUE: "KILLED"}[status], best)
+    if status:
+        sys.exit(status)
+
+
+@contextmanager
+def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
+    """One run of a sweep: if it fails, `error.txt` says why, and the other runs go on.
+
+    Its `sys.argv` are those of a single run: so MLflow shows them, and so Lightning starts the processes of DDP.
+    """
+    typed = [override for override in overrides if typed_key(override) != "run_dir"]
+    print(f"\nrun {Path(folder).name}: {' '.join(typed)}", flush=True)
+    argv, started = sys.argv, time.monotonic()
+    sys.argv = [argv[0], *overrides]
+    try:
+        yield
+    except Exception as error:
+        if logging.getLogger().handlers:
+            log.exception("stopped")
+        sentence = explain(error)
+        story = "" if sentence else "\n\n" + traceback.format_exc()
+        sentence = sentence or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "error.txt").write_text(sentence + story + "\n", encoding="utf-8")
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    finally:
+        sys.argv = argv
+        for handler in logging.getLogger().handlers[:]:  # the next run has its own train.log
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        _add_seconds(Path(folder), time.monotonic() - started)
+
+
+def grid(typed: Sequence[str]) -> list[list[str]]:
+    """Every combination of the lists in what was typed, as Hydra's own sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(list(typed)), None)[0]]
+
+
+def _start(config: DictConfig, typed: Sequence[str]) -> tuple[Path, DictConfig]:
+    """The folder of a new sweep; whatever is wrong with any of its runs is told before it is made."""
+    kept = [override for override in typed if _group(override) not in HOW_STARTED]
+    if any(typed_key(override) == "run_dir" for override in typed):
+        raise UserError("run_dir is not for sweeps, which make a folder for each run. Leave it out.")
+    searched, seeds = config.get("search") is not None, config.seeds
+    jobs = grid(kept)
+    if searched and seeds is not None:
+        raise UserError("search and seeds exclude each other. Search first, then train the best with seeds.")
+    if searched and len(jobs) > 1:
+        raise UserError("search and lists of values exclude each other. Give the list to the search, as its choices.")
+    if seeds is not None:
+        jobs = [[*job, f"seed={seed}"] for job in jobs for seed in _seeds(job, seeds)]
+    first = jobs[0]
+    for job in jobs:
+        check(compose("train", job), "train", job)
+    if searched:
+        from .search import check_space
+
+        check(compose("train", typed), "train", typed)
+        check_space(config.search, first)
+
+    started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    name = f"sweep-{started_at}-{secrets.token_hex(3)}"
+    folder = RUNS / compose("train", first).experiment_name / name
+    folder.mkdir(parents=True)
+    story = {
+        "arguments": list(typed),
+        "hydra": list(config.hydra.overrides.hydra),
+        "first": first,
+        "jobs": [] if searched else jobs,
+    }
+    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(story)), encoding="utf-8")
+    print(f"sweep {folder}: {config.search.trials if searched else len(jobs)} runs", flush=True)
+    return folder, config
+
+
+def _seeds(job: Sequence[str], count: Any) -> range:
+    """`count` seeds from the job's own."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"seeds must be a whole number >= 1, got {count}. Try seeds=5.")
+    seed = compose("train", job).seed
+    return range(seed, seed + count)
+
+
+def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Sequence[str]) -> tuple[Path, DictConfig]:
+    """The sweep in this folder, and its configuration."""
+    from hydra.types import RunMode
+
+    if not (folder / "sweep.yaml").is_file():
+        raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.yaml. Look into {RUNS}/.")
+    stored = OmegaConf.load(folder / "sweep.yaml")
+    new = [override for override in typed if typed_key(override) != "sweep_dir" and override not in stored.arguments]
+    contradicting = [override for override in new if not {_group(override), typed_key(override)} & MAY_CHANGE]
+    if contradicting:
+        raise UserError(
+            f"{folder} was started without {' '.join(contradicting)}: a sweep is continued as it was. "
+            "Leave this out, or leave sweep_dir out to start a new sweep."
+        )
+    replaced = {typed_key(override) for override in new}
+    kept = [
+        override
+        for override in stored.arguments
+        if typed_key(override) not in replaced and not (_group(override) == "launch" and "launch" in replaced)
+    ]
+    hydra = dict.fromkeys([*stored.hydra, *config.hydra.overrides.hydra])
+    return folder, context.config_loader.load_configuration(
+        config.hydra.job.config_name, [*hydra, *kept, *new], RunMode.MULTIRUN
+    )
+
+
+def _group(override: str) -> str:
+    """`search.trials=5` -> `search`."""
+    return typed_key(override).lstrip("+~").split(".")[0]
+
+
+def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, folder: Path) -> Launcher:
+    from hydra.core.plugins import Plugins
+
+    config.hydra.sweep.dir = str(folder)
+    if _slurm(config):
+        from . import slurm  # type: ignore[attr-defined]
+
+        slurm.prepare(config, folder)
+    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+
+
+def _launch(launcher: Launcher, config: DictConfig, batch: Sequence[Job]) -> None:
+    """Hand the jobs to the launcher and wait until they have ended."""
+    if not batch:
+        return
+    for job in batch:
+        (job.folder / "error.txt").unlink(missing_ok=True)
+    launcher.launch([[*job.overrides, _run_dir(job.folder)] for job in batch], initial_job_idx=int(batch[0].name))
+    if _slurm(config):
+        from . import slurm  # type: ignore[attr-defined]
+
+        slurm.wait(config.hydra.launcher.name)
+
+
+def _slurm(config: DictConfig) -> bool:
+    return str(config.hydra.launcher._target_).endswith("SlurmLauncher")
+
+
+def _run_dir(folder: Path) -> str:
+    """In Hydra's quotes: a path may hold blanks, commas and signs that mean something to Hydra."""
+    return "run_dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextmanager
+def _terminated_is_stopped() -> Iterator[None]:
+    """SIGTERM ends a sweep as Ctrl-C does."""
+
+    def stop(*_: Any) -> None:
+        sys.exit(CONTINUE)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _add_seconds(folder: Path, seconds: float) -> None:
+    """A run that is continued adds up; what a killed attempt took is not known."""
+    if folder.is_dir():
+        file = folder / "seconds"
+        before = float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
+        file.write_text(f"{before + seconds:.2f}\n", encoding="utf-8")
+
+
+def _open_parent(folder: Path, first: DictConfig, arguments: Sequence[str]) -> str | None:
+    """The id of the sweep's MLflow run, made at the first call; None where nothing is tracked."""
+    if first.tracking.mlflow_uri is None:
+        return None
+    from mlflow.entities import Param
+
+    client, file = mlflow_client(first.tracking.mlflow_uri), folder / "mlflow_run_id"
+    if file.exists():
+        run_id = file.read_text(encoding="utf-8").strip()
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    tags = {"command": " ".join([program("train"), *sys.argv[1:]]), "run_dir": folder.as_posix(), **git_state()}
+    experiment = experiment_id(client, first.experiment_name)
+    run_id = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+    typed = [override.split("=", 1) for override in arguments if "=" in override and _group(override) != "tracking"]
+    client.log_batch(run_id, params=[Param(key.lstrip("+~"), value) for key, value in typed])
+    file.write_text(run_id + "\n", encoding="utf-8")
+    return run_id
+
+
+def _close_parent(run_id: str, first: DictConfig, folder: Path, status: str, best: dict[str, float]) -> None:
+    """What came out; a tracking server that fails now must not change the exit status of hours of work."""
+    try:
+        client = mlflow_client(first.tracking.mlflow_uri)
+        for name, value in best.items():
+            client.log_metric(run_id, name, value)
+        for file in sorted(folder.glob("*.csv")):
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id, status)
+    except Exception as error:
+        print(f"warning: MLflow did not take the result of the sweep: {error}", file=sys.stderr)
