@@ -107,7 +107,7 @@ def test_an_update_brings_what_changed_and_keeps_what_its_owner_edited(
     append(project.path / "README.md", "\n## Ours\n\nNotes of the owner.\n")
     append(project.path / "src/my_project/model.py", "\n\nWIDTH = 64\n")
     (project.path / "src/my_project/ours.py").write_text("OURS = True\n", encoding="utf-8")
-    (project.path / "scripts/seeds.py").unlink()
+    (project.path / "tests/test_model.py").unlink()
     commit(project.path)
 
     source = repository / PROJECT.name
@@ -115,7 +115,7 @@ def test_an_update_brings_what_changed_and_keeps_what_its_owner_edited(
     readme = re.sub(r"^## .*\n", r"\g<0>\nA line of the second version.\n", readme, count=1, flags=re.MULTILINE)
     (source / "README.md").write_text(readme, encoding="utf-8")
     (source / "src/ml_project/second.py").write_text('NAME = "ml_project"\n', encoding="utf-8")
-    append(source / "scripts/seeds.py", "\n# the second version of what the owner deleted\n")
+    append(source / "tests/test_model.py", "\n# the second version of what the owner deleted\n")
     commit(repository)
 
     assert "out of date" in cruft("check", cwd=project.path, expect=1).output
@@ -126,7 +126,7 @@ def test_an_update_brings_what_changed_and_keeps_what_its_owner_edited(
     assert project.text("src/my_project/model.py").endswith("\n\nWIDTH = 64\n")
     assert project.text("src/my_project/ours.py") == "OURS = True\n"
     assert project.text("src/my_project/second.py") == 'NAME = "my_project"\n'
-    assert not (project.path / "scripts/seeds.py").exists()
+    assert not (project.path / "tests/test_model.py").exists()
     assert [name for name in project.files() if name.endswith((".rej", ".orig"))] == []
 
     assert cruft("check", cwd=project.path).returncode == 0

@@ -173,7 +173,6 @@ def _ends(distribution: Any) -> tuple[Any, ...]:
 def _samplers() -> dict[str, Any]:
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
 
@@ -193,9 +192,11 @@ def _drop_half_a_line(file: Path) -> None:
 
 def storage(file: Path) -> optuna.storages.BaseStorage:
     """Of the study; each process that reports opens its own."""
+    import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return JournalStorage(JournalFileBackend(str(file)))
 
 
