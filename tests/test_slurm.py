@@ -183,8 +183,8 @@ def test_a_cancelled_job_is_saved_and_does_not_come_back(project: Path, python: 
 
 
 def test_a_task_of_an_array_is_requeued_without_the_others(project: Path, cluster: dict[str, str]) -> None:
-    options = ("--array=0-1",)
-    array, _ = submit(project, cluster, *LONG, "tracking=off", options=options)
+    array, _ = submit(project, cluster, *LONG, "tracking=off", options=("--array=0-1",))
+    until(lambda: len(queue(cluster, "--states=running")) == 2, "the start of both")  # before, they have one raw id
     raw = run("squeue", "--noheader", "--array", "--format=%K %A", cwd=project, env=cluster).output.split()
     first, last = (project / "runs/slurm" / job for _, job in sorted(zip(raw[::2], raw[1::2], strict=True)))
     until(trained(last), "the third epoch of the last task")
