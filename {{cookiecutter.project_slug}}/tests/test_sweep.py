@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import yaml
 from mlflow import MlflowClient
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
 import ml_project.run
@@ -91,7 +90,7 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
         assert run == folder / row["run"]
         assert row["state"] == "finished"
         assert float(row["val/loss"]) == json.loads((run / "metrics.json").read_text())["val/loss"]
-        assert float(row["optim.lr"]) == yaml.safe_load((run / "config.yaml").read_text())["optim"]["lr"]
+        assert float(row["optim.lr"]) == OmegaConf.load(run / "config.yaml").optim.lr
 
     best = min(rows, key=lambda row: float(row["val/loss"]))
     printed = capsys.readouterr().out
@@ -160,7 +159,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 def test_seeds_are_summarized(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(*SHORT, "seed=5", "seeds=3") == 0
     folder = the_sweep()
-    seeds = [yaml.safe_load(file.read_text())["seed"] for file in sorted(folder.glob("*/config.yaml"))]
+    seeds = [OmegaConf.load(file).seed for file in sorted(folder.glob("*/config.yaml"))]
     assert seeds == [5, 6, 7]
     values = np.array([json.loads(file.read_text())["test/accuracy"] for file in folder.glob("*/test_metrics.json")])
     row = next(row for row in table(folder, "seeds.csv") if row["metric"] == "test/accuracy")
@@ -241,7 +240,7 @@ MISTAKES = {
     "-m optim.lr=0.1,fast": "optim.lr must be a number such as ",
     "-m seed=1,2 search=default": "search and lists of values exclude each other.",
     "search=default +search.space.optim.x={low:0,high:1}": "search.space names optim.x, which is not a setting here.",
-    "search=default search.space.optim.lr.low=0": "search.space.optim.lr must be {low, high} or {choices}: ",
+    "search=default search.space.optim.lr.low=0": "search.space.optim.lr must have low and high, or choices: ",
     "search=default +search.space.seed={low:-1,high:1}": "seed must be >= 0 and <= 4294967295, got -1.",
     "search=default +search.space.seed={low:0,high:1} seed=3": "seed is chosen by the search. Leave it out",
     "search=default search.sampler=best": "search.sampler must be one of tpe, random, got best.",

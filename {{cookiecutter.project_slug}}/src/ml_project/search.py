@@ -147,7 +147,7 @@ def _distributions(settings: DictConfig, cfg: DictConfig) -> dict[str, optuna.di
             else:
                 space[key] = (IntDistribution if whole else FloatDistribution)(**range_)
         except (TypeError, ValueError) as error:
-            raise UserError(f"search.space.{key} must be {{low, high}} or {{choices}}: {error}") from error
+            raise UserError(f"search.space.{key} must have low and high, or choices: {error}") from error
     if not space:
         raise UserError("search.space is empty: there is nothing to search. Name a setting, as conf/search/ does.")
     return space
@@ -159,7 +159,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[
         if value is None:
             continue
         if not isinstance(value, dict):
-            raise UserError(f"search.space.{prefix}{key} must be {{low, high}} or {{choices}}, got {value}.")
+            raise UserError(f"search.space.{prefix}{key} must have low and high, or choices, got {value}.")
         if {"low", "high", "choices"} & value.keys():
             yield f"{prefix}{key}", value
         else:

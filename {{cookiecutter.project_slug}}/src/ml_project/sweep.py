@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .config import HOW_STARTED, check, compose, typed_key
+from .config import HOW_STARTED, check, compose, flatten, typed_key
 from .errors import UserError, explain
 from .outcome import Job, Ranking, tell
 from .run import RUNS, experiment_id, git_state, mlflow_client, program
@@ -62,7 +62,7 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
     stored = OmegaConf.load(folder / "sweep.yaml")
     jobs = [Job(folder / f"{number:03d}", tuple(overrides)) for number, overrides in enumerate(stored.jobs)]
     first = compose("train", stored.first)
-    parent = _open_parent(folder, first, stored.arguments)
+    parent = _open_parent(folder, first, config, stored.arguments)
 
     if config.get("search"):
         from .search import Search
@@ -83,7 +83,9 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
     except (KeyboardInterrupt, SystemExit):
         status = CONTINUE
     except Exception as error:  # the launcher's: what it started may have finished all the same
-        trouble = explain(error) or "".join(traceback.format_exception(error))
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        first_line = (str(error).strip() or "no reason given").splitlines()[0]
+        trouble = explain(error) or f"{type(error).__name__}: {first_line} The whole story: {folder / 'error.txt'}"
 
     failed = [job for job in jobs if job.state in ("failed", "unfinished")]
     status = status or int(bool(failed or trouble))
@@ -272,7 +274,7 @@ def _add_seconds(folder: Path, seconds: float) -> None:
         file.write_text(f"{before + seconds:.2f}\n", encoding="utf-8")
 
 
-def _open_parent(folder: Path, first: DictConfig, arguments: Sequence[str]) -> str | None:
+def _open_parent(folder: Path, first: DictConfig, config: DictConfig, arguments: Sequence[str]) -> str | None:
     """The id of the sweep's MLflow run, made at the first call; None where nothing is tracked."""
     if first.tracking.mlflow_uri is None:
         return None
@@ -286,8 +288,11 @@ def _open_parent(folder: Path, first: DictConfig, arguments: Sequence[str]) -> s
     tags = {"command": " ".join([program("train"), *sys.argv[1:]]), "run_dir": folder.as_posix(), **git_state()}
     experiment = experiment_id(client, first.experiment_name)
     run_id = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
-    typed = [override.split("=", 1) for override in arguments if "=" in override and _group(override) != "tracking"]
-    client.log_batch(run_id, params=[Param(key.lstrip("+~"), value) for key, value in typed])
+    typed = (override.partition("=") for override in arguments if _group(override) != "tracking")
+    params = {key.lstrip("+~"): value for key, _, value in typed}
+    if config.get("search"):
+        params |= {f"search.{key}": str(value) for key, value in flatten(config.search)}
+    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
     file.write_text(run_id + "\n", encoding="utf-8")
     return run_id
 
@@ -302,4 +307,4 @@ def _close_parent(run_id: str, first: DictConfig, folder: Path, status: str, bes
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id, status)
     except Exception as error:
-        print(f"warning: MLflow did not take the result of the sweep: {error}", file=sys.stderr)
+        print(f"warning: MLflow did not take the result of the sweep: {str(error).splitlines()[0]}", file=sys.stderr)
