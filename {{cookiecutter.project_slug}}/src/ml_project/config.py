@@ -44,7 +44,7 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "val_fraction": [(">", 0), ("<", 1)],
     "test_fraction": [(">", 0), ("<", 1)],
 }
-HOW_STARTED = {"launch", "run_dir", "search", "seeds", "sweep_dir"}  # they do not change what a run computes
+HOW_STARTED = frozenset({"launch", "run_dir", "search", "seeds", "sweep_dir"})  # they do not change what a run computes
 
 # conf/train.yaml: what was chosen makes a sweep, also without -m
 OmegaConf.register_new_resolver(

@@ -12,6 +12,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+CONTINUE_ME = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
 # Of all OSErrors, those that the user mends outside the program; others are bugs and keep their traceback.
 OS_ERRORS = {
     errno.ENOSPC: "the disk is full. Free some space",
@@ -36,7 +39,7 @@ def one_sentence(config_name: str = "train") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(130)  # what a shell reports for Ctrl-C
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if logging.getLogger().handlers:
             logging.getLogger(__name__).exception("stopped")  # the whole traceback, into train.log

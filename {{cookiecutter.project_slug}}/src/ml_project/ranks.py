@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import slurm
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ def starter() -> str | None:
     """What started several processes of this run: `torchrun`, `srun`, or None."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
-    # in a batch script SLURM_PROCID is 0, too: only srun says how many tasks its step has
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+    if slurm.num_tasks() > 1 and "SLURM_PROCID" in os.environ:
         return "srun"
     return None
 
@@ -42,8 +42,7 @@ def rank() -> int:
 
 def world() -> int:
     """How many processes torchrun or srun started; 1 where Lightning will start them itself."""
-    names = {"torchrun": "WORLD_SIZE", "srun": "SLURM_STEP_NUM_TASKS", None: ""}
-    return int(os.environ.get(names[starter()], 1))
+    return int(os.environ["WORLD_SIZE"]) if starter() == "torchrun" else slurm.num_tasks()
 
 
 def check(devices: int, num_nodes: int) -> None:

@@ -28,8 +28,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from . import snapshot
-from .config import flatten, typed_key
+from . import slurm, snapshot
+from .config import HOW_STARTED, flatten, typed_key
 from .errors import UserError
 from .messages import open_log
 
@@ -37,7 +37,8 @@ RUNS = Path("runs")
 UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
 MAY_GROW = "trainer.max_epochs"  # a continued run may go on for longer
 # how a run is done, not what is trained: may change whenever it is continued
-FREE = ("run_dir", "sweep_dir", "seeds", "search", "allow_changes", "init_from", "tracking", "launch", "checkpoint")
+FREE = HOW_STARTED | {"allow_changes", "init_from", "tracking", "checkpoint"}
+LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
 LOCK_WAIT_S = 15  # a killed run's loader processes hold its lock until they notice, after 5 s at most on Linux
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,8 @@ def choose(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictCon
     if run.config.exists():
         _refuse_half_a_copy(run)
         return run, _continued(run, cfg, overrides)
-    ours = run.lock.exists() or (folder / "trial.json").exists()
-    if run.last.exists() or run.best.exists() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+    strange = {file.name for file in folder.iterdir()} - LEFT_BY_A_SWEEP if folder.is_dir() else set()
+    if run.last.exists() or run.best.exists() or (strange and not run.lock.exists()):
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
     return run, cfg
 
@@ -208,7 +209,7 @@ def _folder(cfg: DictConfig, overrides: Sequence[str]) -> Path | None:
         return _newest_unfinished()
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
-    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:  # Slurm has put the job back into its queue
+    if slurm.restarts() > 0:  # the job was put back into its queue
         earlier = sorted((RUNS / cfg.experiment_name).glob(f"*-{_of_slurm_job(overrides)}"))
         return earlier[-1] if earlier else None
     return None
@@ -221,7 +222,7 @@ def _new_name(overrides: Sequence[str]) -> str:
 
 def _of_slurm_job(overrides: Sequence[str]) -> str | None:
     """By this end of its name a job that comes back finds its folder; one job may train several times."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm.job_id()
     typed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:6]
     return f"job{job}-{typed}" if job else None
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from .errors import UserError
+from .errors import CONTINUE_ME, UserError
 
 POLL_S = 5  # once a sweep's first job has failed; often enough for a person, seldom enough for a controller
 WATCH_S = 30  # at the most, between two looks at the jobs of a sweep; submitit begins with 2
@@ -79,7 +79,7 @@ def requeue_while_starting() -> None:
     def come_back(signum: int, frame: object) -> None:
         if os.environ.get("SLURM_PROCID", "0") == "0" and requeue_on(signum):
             requeue()
-        sys.exit(75)
+        sys.exit(CONTINUE_ME)
 
     if job_id() is not None:
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -30,17 +30,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from . import ranks, slurm
 from .config import HOW_STARTED, check, compose, flatten, typed_key
-from .errors import UserError, explain
+from .errors import CONTINUE_ME, UserError, explain
 from .outcome import Job, Ranking, tell
-from .run import RUNS, experiment_id, git_state, mlflow_client, program
+from .run import RUNS, program
 from .seeds import evaluate_all, tell_seeds
+from .tracking import make_mlflow_run, mlflow_client
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
 
-CONTINUE = 75  # exit status EX_TEMPFAIL: nothing is lost, start it again
 MAY_CHANGE = {"launch", "search.parallel", "search.trials"}  # when a sweep is continued: its runs stay the same
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,15 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
         typed: what was typed, with the lists.
     """
     if config.sweep_dir is None:
-        folder, config = _start(config, typed)
+        folder = ranks.decide(lambda: _start(config, typed))
     else:
-        folder, config = _continue(Path(config.sweep_dir), context, config, typed)
+        folder = Path(config.sweep_dir)
+        config = _continue(folder, context, config, typed)
     stored = OmegaConf.load(folder / "sweep.yaml")
     jobs = [Job(folder / f"{number:03d}", tuple(overrides)) for number, overrides in enumerate(stored.jobs)]
+    if ranks.rank() > 0:  # the same runs as rank 0, which says how they went
+        _follow(context, task, config, folder, jobs)
+        return
     first = compose("train", stored.first)
     parent = _open_parent(folder, first, config, stored.arguments)
 
@@ -70,7 +75,8 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
         search = Search(folder, config.search, stored.first)
         batches, jobs, ranking = search.batches(), search.jobs, Ranking(config.search.metric, config.search.direction)
     else:
-        batches, ranking = iter([[job for job in jobs if job.state != "finished"]]), Ranking()
+        unfinished = ranks.decide(lambda: [job for job in jobs if job.state != "finished"])
+        batches, ranking = iter([unfinished]), Ranking()
 
     started, status, trouble = time.monotonic(), 0, ""
     try:
@@ -81,27 +87,34 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
         if config.seeds is not None:
             evaluate_all([job.folder for job in jobs if job.state == "finished"])
     except (KeyboardInterrupt, SystemExit):
-        status = CONTINUE
+        status = CONTINUE_ME
     except Exception as error:  # the launcher's: what it started may have finished all the same
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         first_line = (str(error).strip() or "no reason given").splitlines()[0]
-        trouble = explain(error) or f"{type(error).__name__}: {first_line} The whole story: {folder / 'error.txt'}"
+        trouble = explain(error) or slurm.refusal(error) or ""
+        trouble = trouble or f"{type(error).__name__}: {first_line} The whole story: {folder / 'error.txt'}"
 
     failed = [job for job in jobs if job.state in ("failed", "unfinished")]
     status = status or int(bool(failed or trouble))
     seconds = time.monotonic() - started
     print(f"\nsweep {folder}: {len(jobs) - len(failed)} of {len(jobs)} runs finished, {seconds:.0f} s")
     best = tell(folder, jobs, ranking) if config.seeds is None else tell_seeds(folder, jobs)
-    for job in failed if status != CONTINUE else []:
+    for job in failed if status != CONTINUE_ME else []:
         print(f"error: run {job.name}: {job.error} See {job.folder / 'train.log'}", file=sys.stderr)
     if trouble:
         print(f"error: {trouble}", file=sys.stderr)
     if status:
         print(f"go on with: {program('train')} sweep_dir={folder}")
     if parent:
-        _close_parent(parent, first, folder, {0: "FINISHED", 1: "FAILED", CONTINUE: "KILLED"}[status], best)
+        _close_parent(parent, first, folder, {0: "FINISHED", 1: "FAILED", CONTINUE_ME: "KILLED"}[status], best)
     if status:
         sys.exit(status)
+
+
+def _follow(context: HydraContext, task: TaskFunction, config: DictConfig, folder: Path, jobs: Sequence[Job]) -> None:
+    """A sweep on another rank than 0, where torchrun or srun started several processes for each run."""
+    unfinished = ranks.decide(lambda: list(jobs))
+    _launch(_launcher(context, task, config, folder), config, unfinished)
 
 
 @contextmanager
@@ -111,7 +124,8 @@ def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
     Its `sys.argv` are those of a single run: so MLflow shows them, and so Lightning starts the processes of DDP.
     """
     typed = [override for override in overrides if typed_key(override) != "run_dir"]
-    print(f"\nrun {Path(folder).name}: {' '.join(typed)}", flush=True)
+    if ranks.rank() == 0:
+        print(f"\nrun {Path(folder).name}: {' '.join(typed)}", flush=True)
     argv, started = sys.argv, time.monotonic()
     sys.argv = [argv[0], *overrides]
     try:
@@ -122,15 +136,17 @@ def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
         sentence = explain(error)
         story = "" if sentence else "\n\n" + traceback.format_exc()
         sentence = sentence or f"{type(error).__name__}: {' '.join(str(error).split())}"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "error.txt").write_text(sentence + story + "\n", encoding="utf-8")
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        if ranks.rank() == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, "error.txt").write_text(sentence + story + "\n", encoding="utf-8")
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
     finally:
         sys.argv = argv
         for handler in logging.getLogger().handlers[:]:  # the next run has its own train.log
             logging.getLogger().removeHandler(handler)
             handler.close()
-        _add_seconds(Path(folder), time.monotonic() - started)
+        if ranks.rank() == 0:
+            _add_seconds(Path(folder), time.monotonic() - started)
 
 
 def grid(typed: Sequence[str]) -> list[list[str]]:
@@ -143,13 +159,17 @@ def grid(typed: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(list(typed)), None)[0]]
 
 
-def _start(config: DictConfig, typed: Sequence[str]) -> tuple[Path, DictConfig]:
+def _start(config: DictConfig, typed: Sequence[str]) -> Path:
     """The folder of a new sweep; whatever is wrong with any of its runs is told before it is made."""
     kept = [override for override in typed if _group(override) not in HOW_STARTED]
     if any(typed_key(override) == "run_dir" for override in typed):
         raise UserError("run_dir is not for sweeps, which make a folder for each run. Leave it out.")
     searched, seeds = config.get("search") is not None, config.seeds
     jobs = grid(kept)
+    if searched and ranks.world() > 1:
+        raise UserError(
+            f"search cannot be started by {ranks.starter()}. Start one process; trainer=ddp makes the others itself."
+        )
     if searched and seeds is not None:
         raise UserError("search and seeds exclude each other. Search first, then train the best with seeds.")
     if searched and len(jobs) > 1:
@@ -177,7 +197,7 @@ def _start(config: DictConfig, typed: Sequence[str]) -> tuple[Path, DictConfig]:
     }
     (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(story)), encoding="utf-8")
     print(f"sweep {folder}: {config.search.trials if searched else len(jobs)} runs", flush=True)
-    return folder, config
+    return folder
 
 
 def _seeds(job: Sequence[str], count: Any) -> range:
@@ -188,8 +208,8 @@ def _seeds(job: Sequence[str], count: Any) -> range:
     return range(seed, seed + count)
 
 
-def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Sequence[str]) -> tuple[Path, DictConfig]:
-    """The sweep in this folder, and its configuration."""
+def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """The configuration of the sweep in this folder."""
     from hydra.types import RunMode
 
     if not (folder / "sweep.yaml").is_file():
@@ -209,7 +229,7 @@ def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Se
         if typed_key(override) not in replaced and not (_group(override) == "launch" and "launch" in replaced)
     ]
     hydra = dict.fromkeys([*stored.hydra, *config.hydra.overrides.hydra])
-    return folder, context.config_loader.load_configuration(
+    return context.config_loader.load_configuration(
         config.hydra.job.config_name, [*hydra, *kept, *new], RunMode.MULTIRUN
     )
 
@@ -224,8 +244,6 @@ def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, fol
 
     config.hydra.sweep.dir = str(folder)
     if _slurm(config):
-        from . import slurm  # type: ignore[attr-defined]
-
         slurm.prepare(config, folder)
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
 
@@ -236,11 +254,11 @@ def _launch(launcher: Launcher, config: DictConfig, batch: Sequence[Job]) -> Non
         return
     for job in batch:
         (job.folder / "error.txt").unlink(missing_ok=True)
-    launcher.launch([[*job.overrides, _run_dir(job.folder)] for job in batch], initial_job_idx=int(batch[0].name))
-    if _slurm(config):
-        from . import slurm  # type: ignore[attr-defined]
-
-        slurm.wait(config.hydra.launcher.name)
+    try:
+        launcher.launch([[*job.overrides, _run_dir(job.folder)] for job in batch], initial_job_idx=int(batch[0].name))
+    finally:
+        if _slurm(config):  # it gives up at the first job that was cancelled
+            slurm.wait(config.hydra.launcher.name)
 
 
 def _slurm(config: DictConfig) -> bool:
@@ -257,7 +275,7 @@ def _terminated_is_stopped() -> Iterator[None]:
     """SIGTERM ends a sweep as Ctrl-C does."""
 
     def stop(*_: Any) -> None:
-        sys.exit(CONTINUE)
+        sys.exit(CONTINUE_ME)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -285,9 +303,7 @@ def _open_parent(folder: Path, first: DictConfig, config: DictConfig, arguments:
         run_id = file.read_text(encoding="utf-8").strip()
         client.update_run(run_id, status="RUNNING")
         return run_id
-    tags = {"command": " ".join([program("train"), *sys.argv[1:]]), "run_dir": folder.as_posix(), **git_state()}
-    experiment = experiment_id(client, first.experiment_name)
-    run_id = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+    run_id = make_mlflow_run(client, first.tracking.mlflow_uri, first.experiment_name, folder)
     typed = (override.partition("=") for override in arguments if _group(override) != "tracking")
     params = {key.lstrip("+~"): value for key, _, value in typed}
     if config.get("search"):

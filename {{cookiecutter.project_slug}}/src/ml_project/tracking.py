@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from .config import flatten
+from .config import HOW_STARTED, flatten
 from .messages import first_line
 from .run import Run
 from .snapshot import command, git_state
@@ -87,7 +89,7 @@ class Tracker:
             from mlflow.entities import Metric
 
             new = [name for name in row if name != "step" and (name, step) not in self.sent]
-            now_ms = _milliseconds()
+            now_ms = int(time.time() * 1000)
             self.client.log_batch(self.run_id, [Metric(name, row[name], now_ms, step) for name in new])
             self.sent |= {(name, step) for name in new}
 
@@ -105,11 +107,7 @@ def _open_mlflow_run(client: MlflowClient, uri: str, run: Run, cfg: DictConfig) 
     """The id of the run's MLflow run, made at the first call, with settings, command, folder and git commit."""
     run_id = _earlier_run(client, run, cfg)
     if run_id is None:
-        with _one_at_a_time(uri):  # two runs that start together make one experiment
-            experiment = client.get_experiment_by_name(cfg.experiment_name)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(cfg.experiment_name)
-        tags = {"run_dir": run.folder.as_posix(), **_tags(run)}
-        run_id = str(client.create_run(experiment_id, run_name=run.folder.name, tags=tags).info.run_id)
+        run_id = make_mlflow_run(client, uri, cfg.experiment_name, run.folder)
     if not run.mlflow_run_id.exists():
         run.mlflow_run_id.write_text(run_id + "\n", encoding="utf-8")
 
@@ -143,20 +141,23 @@ def _earlier_run(client: MlflowClient, run: Run, cfg: DictConfig) -> str | None:
         return None
 
 
-def _tags(run: Run) -> dict[str, str]:
-    tags = {"command": command()}
-    git = git_state()
-    if git:
+def make_mlflow_run(client: MlflowClient, uri: str, experiment_name: str, folder: Path) -> str:
+    """The id of a new MLflow run for this folder, of a run or a sweep, with its command and git commit."""
+    with _one_at_a_time(uri):  # two runs that start together make one experiment
+        experiment = client.get_experiment_by_name(experiment_name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
+    tags = {"run_dir": folder.as_posix(), "command": command()}
+    if git := git_state():
         tags |= {"mlflow.source.git.commit": git["git_commit"], "git.dirty": str(git["git_dirty"])}
-    sweep = run.folder.parent / "mlflow_run_id"
+    sweep = folder.parent / "mlflow_run_id"
     if sweep.is_file():
         tags["mlflow.parentRunId"] = sweep.read_text(encoding="utf-8").strip()
-    return tags
+    return str(client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id)
 
 
 def _parameters(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """What decides the result; not where it is recorded, which may hold a password."""
-    return ((key, value) for key, value in flatten(cfg) if not key.startswith("tracking."))
+    """What decides the result; not where it is recorded, which may hold a password, nor how it was started."""
+    return ((key, value) for key, value in flatten(cfg) if key.split(".")[0] not in {"tracking", *HOW_STARTED})
 
 
 def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
@@ -166,9 +167,3 @@ def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
     from filelock import FileLock
 
     return FileLock(uri.removeprefix("sqlite:///") + ".lock")
-
-
-def _milliseconds() -> int:
-    import time
-
-    return int(time.time() * 1000)

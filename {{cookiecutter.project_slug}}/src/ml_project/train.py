@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from . import ranks
+from . import ranks, slurm
 from .config import check
-from .errors import UserError, explain, one_sentence
+from .errors import CONTINUE_ME, INTERRUPTED, UserError, explain, one_sentence
 from .messages import first_line, quiet_lightning, stay_silent
 from .run import Run, as_plain, choose, load_config, occupied, program, write_whole
+from .sweep import one_run
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
     import pytorch_lightning as pl
@@ -34,9 +35,6 @@ if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --hel
     from .callbacks import History
     from .data import ImageData
     from .task import ImageClassifier
-
-CONTINUE_ME = 75  # exit status of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +76,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     trainer = build_trainer(
         cfg,
         logger=False,  # tracking.py
-        callbacks=callbacks(run, history, patience=cfg.patience, **cfg.checkpoint),
+        callbacks=[*callbacks(run, history, patience=cfg.patience, **cfg.checkpoint), *_report_to_search(run)],
         plugins=[WholeFileIO(), ranks.environment()],
         enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
         enable_model_summary=False,
@@ -216,8 +214,21 @@ def _leave(run: Run, signum: int) -> None:
     """End so that whoever started this run starts it again."""
     if ranks.rank() > 0:
         sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
-    log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
+    if slurm.requeue_on(signum):
+        log.info("stopped: Slurm's job %s goes back into the queue, and continues here", slurm.job_id())
+        slurm.requeue()
+    else:
+        log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
     sys.exit(CONTINUE_ME)
+
+
+def _report_to_search(run: Run) -> list[Any]:
+    """What tells Optuna how a trial is doing; nothing where the run is no trial."""
+    if not (run.folder / "trial.json").exists():
+        return []
+    from .pruning import Report
+
+    return [Report(run.folder)]
 
 
 def learning_curve_of(run: Run) -> Path:
@@ -261,8 +272,10 @@ def _build(node: DictConfig, **options: Any) -> Any:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def _train(cfg: DictConfig) -> None:
-    with one_sentence():
-        overrides = HydraConfig.get().overrides.task
+    overrides = list(HydraConfig.get().overrides.task)
+    in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
+    slurm.requeue_while_starting()
+    with one_run(cfg.run_dir, overrides) if in_a_sweep else one_sentence():
         check(cfg, "train", overrides)
         train(cfg, overrides)
 
