@@ -17,10 +17,11 @@ import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from scipy import stats
 
-import ml_project.run
+import ml_project
+from ml_project import snapshot
 from ml_project.config import CONF, compose
 from ml_project.outcome import Job
 from ml_project.run import Run
@@ -56,13 +57,13 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that were started in this process, in this order."""
     names: list[str] = []
-    start_run = ml_project.run.start
+    write = snapshot.write
 
-    def record(run: Run, cfg: DictConfig) -> None:
-        names.append(run.folder.name)
-        start_run(run, cfg)
+    def record(folder: Path) -> None:
+        names.append(folder.name)
+        write(folder)
 
-    monkeypatch.setattr(ml_project.run, "start", record)
+    monkeypatch.setattr(snapshot, "write", record)
     return names
 
 
@@ -113,14 +114,11 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
 def test_a_run_that_fails_is_told_and_the_others_finish(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start_run = ml_project.run.start
-
-    def fail_for_seed_2(run: Run, cfg: DictConfig) -> None:
-        start_run(run, cfg)
-        if cfg.seed == 2:
+    def fail_in_001(folder: Path) -> None:
+        if folder.name == "001":
             raise RuntimeError("no luck\nat all")
 
-    monkeypatch.setattr(ml_project.run, "start", fail_for_seed_2)
+    monkeypatch.setattr(snapshot, "write", fail_in_001)
     assert start("-m", *SHORT, "data.folder=data/processed,nowhere", "seed=1,2") == 1
     folder = the_sweep()
     assert [row["state"] for row in table(folder)] == ["finished", "failed", "failed", "failed"]
@@ -133,15 +131,15 @@ def test_a_run_that_fails_is_told_and_the_others_finish(
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
     start: Start, trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = ml_project.run.start
+    record = snapshot.write
 
-    def stop_at_001(run: Run, cfg: DictConfig) -> None:
-        if run.folder.name == "001":
+    def stop_at_001(folder: Path) -> None:
+        if folder.name == "001":
             os.kill(os.getpid(), signal.SIGTERM)
-        record(run, cfg)
+        record(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ml_project.run, "start", stop_at_001)
+        patch.setattr(snapshot, "write", stop_at_001)
         assert start("-m", *SHORT, "optim.lr=0.001,0.01,0.1") == 75
     folder = the_sweep()
     assert f"train sweep_dir={folder}\n" in capsys.readouterr().out

@@ -88,6 +88,8 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
             evaluate_all([job.folder for job in jobs if job.state == "finished"])
     except (KeyboardInterrupt, SystemExit):
         status = CONTINUE_ME
+        if _slurm(config):
+            print(f"the jobs stay in Slurm's queue. To cancel them: scancel --name={config.hydra.launcher.name}")
     except Exception as error:  # the launcher's: what it started may have finished all the same
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         first_line = (str(error).strip() or "no reason given").splitlines()[0]
@@ -187,7 +189,7 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
 
     started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
     name = f"sweep-{started_at}-{secrets.token_hex(3)}"
-    folder = RUNS / compose("train", first).experiment_name / name
+    folder: Path = RUNS / compose("train", first).experiment_name / name
     folder.mkdir(parents=True)
     story = {
         "arguments": list(typed),
@@ -256,9 +258,10 @@ def _launch(launcher: Launcher, config: DictConfig, batch: Sequence[Job]) -> Non
         (job.folder / "error.txt").unlink(missing_ok=True)
     try:
         launcher.launch([[*job.overrides, _run_dir(job.folder)] for job in batch], initial_job_idx=int(batch[0].name))
-    finally:
-        if _slurm(config):  # it gives up at the first job that was cancelled
+    except Exception as error:
+        if _slurm(config) and not slurm.refusal(error):  # it gives up at the first job that was cancelled
             slurm.wait(config.hydra.launcher.name)
+        raise
 
 
 def _slurm(config: DictConfig) -> bool:
