@@ -29,6 +29,7 @@ from ml_project.search import STUDY, Search, storage
 from ml_project.seeds import summarize
 
 Start = Callable[..., int]
+TRAIN = "ml_project.train"
 SHORT = ("trainer=cpu", "trainer.limit_train_batches=2", "trainer.max_epochs=2", "tracking=off")
 ONLY_SEED = (  # a search that fits every model
     "search=default",
@@ -44,8 +45,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
     def main(*typed: str) -> int:
         monkeypatch.setattr(sys, "argv", ["train", *typed])
         try:
-            monkeypatch.delitem(sys.modules, f"{ml_project.__name__}.train", raising=False)
-            runpy.run_module(f"{ml_project.__name__}.train", run_name="__main__", alter_sys=True)
+            monkeypatch.delitem(sys.modules, TRAIN, raising=False)
+            runpy.run_module(TRAIN, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -179,7 +180,7 @@ def test_an_interval_of_the_mean_is_students() -> None:
 def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(start: Start, trained: list[str]) -> None:
     typed = [*SHORT, "trainer.max_epochs=3", *ONLY_SEED, "search.trials=4"]
     environment = {**os.environ, "PYTHONPATH": str(CONF.parent.parent)}
-    command = [sys.executable, "-m", f"{ml_project.__name__}.train", *typed]
+    command = [sys.executable, "-m", TRAIN, *typed]
     killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list(Path("runs").glob("*/sweep-*/001/train.log")) and time.monotonic() < until:
