@@ -81,7 +81,7 @@ def test_hooks_import_the_standard_library_only_and_print_ascii() -> None:
 
 def test_readmes_are_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
-    assert len((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+    assert len((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
 def test_one_version_everywhere() -> None:

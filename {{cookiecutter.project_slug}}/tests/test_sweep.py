@@ -20,7 +20,6 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from scipy import stats
 
-import ml_project
 from ml_project import snapshot
 from ml_project.config import CONF, compose
 from ml_project.outcome import Job

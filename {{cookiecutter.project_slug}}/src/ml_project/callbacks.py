@@ -49,6 +49,42 @@ class Stopped(Exception):
         self.signum = signum
 
 
+class Signals:
+    """Notes the first signal that asks the run to stop, from the making of its MLflow run to its last file.
+
+    Another Ctrl-C raises KeyboardInterrupt. At the end a signal that came too late for the training is passed on to who
+    waits for it: the sweep that this run belongs to.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            numbers = (getattr(signal, name, None) for name in SIGNALS)
+            self.before = {number: signal.getsignal(number) for number in numbers if number}
+        self.take_back()
+        return self
+
+    def take_back(self) -> None:
+        for number in self.before:
+            signal.signal(number, self._note)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if kind is None and self.signum and callable(self.before.get(self.signum)):
+            signal.raise_signal(self.signum)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        if signum == signal.SIGINT and ranks.rank() == 0:
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+
+
 class WholeFileIO(TorchCheckpointIO):
     """A checkpoint is there whole or not at all, also after a power cut.
 
@@ -153,16 +189,16 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         file: of the checkpoint.
+        signals: what tells the run to stop.
         every_n_steps, every_minutes: null for never.
     """
 
-    def __init__(self, file: Path, every_n_steps: int | None, every_minutes: float | None) -> None:
+    def __init__(self, file: Path, signals: Signals, every_n_steps: int | None, every_minutes: float | None) -> None:
         self.file = file
+        self.signals = signals
         self.every_n_steps = every_n_steps
         self.every_s = every_minutes * 60 if every_minutes else math.inf
         self.saved_at = time.monotonic()
-        self.signum = 0
-        self.before: dict[int, Any] = {}
         self.group: Any = None
         self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
         self.ended = False  # before its last epoch: in the checkpoint, as Lightning would go on for one more
@@ -177,15 +213,7 @@ class LastCheckpoint(Checkpoint):
         trainer.should_stop = self.ended
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # to agree without waiting for the GPUs
-        if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                if number := getattr(signal, name, None):
-                    self.before[number] = signal.signal(number, self._note)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
+        self.signals.take_back()  # Lightning has put its own handler for SIGTERM before ours
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -197,7 +225,7 @@ class LastCheckpoint(Checkpoint):
             return  # the end of the epoch saves; a half-accumulated gradient could not be saved
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         due = due or time.monotonic() - self.saved_at > self.every_s
-        signum, save = self._agree(self.signum, bool(due))
+        signum, save = self._agree(self.signals.signum, bool(due))
         if signum or save:
             self._look_at(loss, trainer.global_step, now=True)
             self._save(trainer)
@@ -214,7 +242,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signum, _ = self._agree(self.signum, False)
+        signum, _ = self._agree(self.signals.signum, False)
         if signum:  # it came during the validation; the end of the epoch has saved
             raise Stopped(signum)
 
@@ -229,13 +257,6 @@ class LastCheckpoint(Checkpoint):
         wanted = torch.tensor([signum, int(save)])
         dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.group)
         return int(wanted[0]), bool(wanted[1])
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
-        if signum == signal.SIGINT and ranks.rank() == 0:
-            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
 
     def _look_at(self, loss: torch.Tensor, step: int, *, now: bool) -> None:
         """Note the first step with a bad loss, without waiting for the GPU; tell it when it is time to look."""
@@ -268,6 +289,7 @@ class EpochBar(TQDMProgressBar):
 def callbacks(
     run: Run,
     history: History,
+    signals: Signals,
     *,
     patience: int | None = None,
     every_n_steps: int | None = None,
@@ -286,7 +308,7 @@ def callbacks(
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),
-        LastCheckpoint(run.last, every_n_steps, every_minutes),
+        LastCheckpoint(run.last, signals, every_n_steps, every_minutes),
     ]
 
 

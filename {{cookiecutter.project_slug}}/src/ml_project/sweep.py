@@ -66,6 +66,13 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
     if ranks.rank() > 0:  # the same runs as rank 0, which says how they went
         _follow(context, task, config, folder, jobs)
         return
+    with _locked(folder):
+        _lead(context, task, config, folder, jobs)
+
+
+def _lead(context: HydraContext, task: TaskFunction, config: DictConfig, folder: Path, jobs: list[Job]) -> None:
+    """The sweep on rank 0."""
+    stored = OmegaConf.load(folder / "sweep.yaml")
     first = compose("train", stored.first)
     parent = _open_parent(folder, first, config, stored.arguments)
 
@@ -111,6 +118,24 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: 
         _close_parent(parent, first, folder, {0: "FINISHED", 1: "FAILED", CONTINUE_ME: "KILLED"}[status], best)
     if status:
         sys.exit(status)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time hands out the runs of a sweep."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use: another process goes on with this sweep. Wait for it, or stop it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _follow(context: HydraContext, task: TaskFunction, config: DictConfig, folder: Path, jobs: Sequence[Job]) -> None:

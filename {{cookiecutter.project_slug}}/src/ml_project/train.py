@@ -58,7 +58,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
     import pytorch_lightning as pl
 
-    from .callbacks import History, WholeFileIO, callbacks
+    from .callbacks import History, Signals, WholeFileIO, callbacks
 
     quiet_lightning()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -72,11 +72,11 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         load_weights(task, _checkpoint(cfg.init_from))
     if cfg.compile:
         task.model.compile()
-    history = History(run)
+    history, signals = History(run), Signals()
     trainer = build_trainer(
         cfg,
         logger=False,  # tracking.py
-        callbacks=[*callbacks(run, history, patience=cfg.patience, **cfg.checkpoint), *_report_to_search(run)],
+        callbacks=[*callbacks(run, history, signals, patience=cfg.patience, **cfg.checkpoint), *_report_to_search(run)],
         plugins=[WholeFileIO(), ranks.environment()],
         enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
         enable_model_summary=False,
@@ -89,7 +89,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         else:
             stay_silent()
         # Lightning's children read the configuration from the folder
-        stack.enter_context(ranks.children_run(f"{__package__}.train", f"run_dir={run.folder}"))
+        stack.enter_context(ranks.children_run(f"{__package__}.train", f"run_dir={run.folder}", "hydra.mode=RUN"))
+        stack.enter_context(signals)
         try:
             _fit(run, cfg, trainer, task, data, history)
         except Exception as error:
