@@ -122,6 +122,8 @@ class Trainings:
         return name, moment + ", too late" * finished, left, self.start(name).wait() == 0
 
     def judge(self, name: str, moment: str, left: bool, continued: bool, equal: bool) -> Kill:
+        if not continued:
+            return Kill(moment, left, False, False, -1, False)
         with sqlite3.connect(self.folder / f"{name}.db") as database:
             (num_runs,) = database.execute("select count(*) from runs where status = 'FINISHED'").fetchone()
             (all_runs,) = database.execute("select count(*) from runs").fetchone()
@@ -150,10 +152,13 @@ def survive(project: Path, package: str, num_kills: int, seed: int, folder: Path
             kills.append(task.result())
             print(f"\r{number} of {num_kills} killed and continued", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    names = [name for name, _, _, _ in kills]
+    names = [name for name, _, _, continued in kills if continued]
+    for name, moment, _, continued in kills:
+        if not continued:
+            print(f"LOST: {name}, killed {moment}:\n{trainings.log(name)}")
     straight, *digests = trainings.digests(["straight", *names])
-    judged = zip(kills, digests, strict=True)
-    return [trainings.judge(*kill, equal=digest == straight) for kill, digest in judged]
+    equal = {name for name, digest in zip(names, digests, strict=True) if digest == straight}
+    return [trainings.judge(*kill, equal=kill[0] in equal) for kill in kills]
 
 
 def main() -> None:
@@ -169,7 +174,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kills = survive(arguments.project, arguments.package, arguments.kills, arguments.seed, Path(folder))
     for kill in kills:
-        if not kill.survived():
+        if kill.continued and not kill.survived():
             print(f"LOST: {kill}")
     print(f"kills                {len(kills)}, while writing {sum('writing' in kill.moment for kill in kills)}")
     print(f"  with a checkpoint  {sum(kill.left for kill in kills)}")

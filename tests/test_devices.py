@@ -56,7 +56,7 @@ class Workplace:
         return run(*self.command(starter, *settings), cwd=self.folder, env=self.env, expect=expect).output
 
     def runs(self) -> list[Path]:
-        return sorted(file.parent for file in self.folder.rglob("config.yaml"))
+        return sorted(file.parent for file in (self.folder / "runs").rglob("config.yaml"))
 
     def mlflow_runs(self) -> list[tuple[str, int]]:
         """Status and number of metric rows of each that is not the parent of others."""
@@ -104,7 +104,7 @@ def test_one_run_of_two_processes_is_the_run_of_one(work: Workplace, starter: st
 
 @pytest.mark.parametrize("starter", STARTERS)
 def test_a_sweep_of_runs_of_two_processes(work: Workplace, starter: str) -> None:
-    work.train(starter, *DDP, "-m", "seed=0,1")
+    work.train(starter, "-m", *DDP, "seed=0,1")
     first, second = work.runs()
     assert first.parent == second.parent
     assert sorted(work.mlflow_runs()) == [("FINISHED", 3), ("FINISHED", 3)]
@@ -148,7 +148,7 @@ def test_shared_parameters_are_continued_by_any_number_of_processes(work: Workpl
     work.train("lightning", *ONE, "run_dir=runs/one")
     assert work.compare(work.folder / "runs/fsdp", work.folder / "runs/one") in ("equal", "near")
     work.train("lightning", *FSDP, "run_dir=runs/fsdp", "trainer.max_epochs=4")
-    work.train("lightning", "run_dir=runs/fsdp", "trainer=cpu", "trainer.max_epochs=5", "allow_changes=true")
+    work.train("lightning", *ONE, "run_dir=runs/fsdp", "trainer.max_epochs=5", "allow_changes=true")
     work.train("lightning", *ONE, "run_dir=runs/one", "trainer.max_epochs=5")
     result = work.compare(work.folder / "runs/fsdp", work.folder / "runs/one")
     print(f"fsdp over gloo, resumed by two processes and then by one: {result} to one process")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from conftest import weights
 from mlflow import MlflowClient
 from PIL import Image
 
+from ml_project import snapshot
 from ml_project.errors import UserError, explain
 from ml_project.evaluate import evaluate
 from ml_project.predict import predict
@@ -189,3 +192,18 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence(run_training: Train) 
     sentence = explain(error.value)
     assert sentence is not None
     assert "a part of this path is a file, not a folder. Choose another folder, then start again." in sentence
+
+
+def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "git_state", lambda: {"git_commit": "abc", "git_dirty": True})
+    monkeypatch.setattr(snapshot, "_git", lambda *arguments: "what was edited")
+    snapshot.copy_code(tmp_path / "code")
+    program = (
+        "from pathlib import Path\nfrom ml_project import snapshot\n"
+        "snapshot.write_diff(Path('.'))\nprint(snapshot.__file__, snapshot.git_state())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith(str(tmp_path / "code"))
+    assert "'git_commit': 'abc'" in done.stdout
+    assert Path("uncommitted.diff").read_text() == "what was edited"

@@ -93,7 +93,7 @@ class Run:
         return self.folder / ".lock"
 
     def finished(self) -> bool:
-        return self.metrics.is_file()
+        return self.metrics.is_file() and self.config.is_file()
 
     def num_starts(self) -> int:
         return len(self.starts.read_text(encoding="utf-8").splitlines()) if self.starts.is_file() else 0

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from . import snapshot
 from .errors import CONTINUE_ME, UserError
 
 POLL_S = 5  # once a sweep's first job has failed; often enough for a person, seldom enough for a controller
@@ -97,7 +98,9 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
     """
     _check(config.launch.partition)
     launcher = config.hydra.launcher
-    code = _copy_of_the_code(sweep_folder)
+    # of each start of the sweep its own: jobs of an earlier one may still wait
+    code = sweep_folder.absolute() / "code" / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    snapshot.copy_code(code)
     for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
         del os.environ[name]  # typed inside a job: its memory and CPUs are not those of the jobs to come
     with open_dict(launcher):
@@ -140,16 +143,6 @@ def _check(partition: str | None) -> None:
     for name in partition.split(",") if partition else []:
         if name not in there:
             raise UserError(f"launch.partition must be one of {', '.join(there)}, got {name}.")
-
-
-def _copy_of_the_code(sweep_folder: Path) -> Path:
-    """Of each start of the sweep its own: jobs of an earlier one may still wait."""
-    source = Path(__file__).parents[1]
-    code = sweep_folder.absolute() / "code" / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-    for package in (str(__package__), "hydra_plugins"):
-        if (source / package).is_dir():
-            shutil.copytree(source / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return code
 
 
 def _watch_the_queue(job_name: str) -> None:

@@ -7,12 +7,15 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+COPY_OF = Path(__file__).parents[1] / "copy_of.json"  # in the copy of the code that a Slurm job imports: its Git state
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ def start_record() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any]:
     """Commit of this project and whether files differ from it; empty where the project is in no repository."""
+    if COPY_OF.is_file():
+        state: dict[str, Any] = json.loads(COPY_OF.read_text(encoding="utf-8"))
+        return state
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # a repository around the project is not its own
         return {"git_commit": _git("rev-parse", "HEAD").strip(), "git_dirty": bool(_git("status", "--short"))}
@@ -52,8 +58,25 @@ def write(folder: Path) -> None:
     if file.is_file():
         _warn_of_changes(json.loads(file.read_text(encoding="utf-8")), now)
     file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    if git_state().get("git_dirty"):
-        (folder / "uncommitted.diff").write_text(_git("diff", "HEAD"), encoding="utf-8")
+    write_diff(folder)
+
+
+def write_diff(folder: Path) -> None:
+    """`uncommitted.diff`, where files differ from the commit."""
+    if not git_state().get("git_dirty"):
+        return
+    copied = COPY_OF.with_name("uncommitted.diff")
+    text = copied.read_text(encoding="utf-8") if copied.is_file() else _git("diff", "HEAD")
+    (folder / "uncommitted.diff").write_text(text, encoding="utf-8")
+
+
+def copy_code(folder: Path) -> None:
+    """The package as it is now, with the Git state it is in: what is edited later is not what a waiting job runs."""
+    source = Path(__file__).parents[1]
+    for package in (str(__package__), "hydra_plugins"):
+        shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    write_diff(folder)
+    (folder / COPY_OF.name).write_text(json.dumps(git_state()) + "\n", encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

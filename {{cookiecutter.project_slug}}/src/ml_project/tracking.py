@@ -38,7 +38,13 @@ def mlflow_client(uri: str) -> MlflowClient:
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    with _one_at_a_time(uri):  # the first client makes the tables
+    with _one_at_a_time(uri):
+        if (file := _database(uri)) and not file.exists():
+            # a process killed while MLflow makes its tables would leave a file that MLflow never opens again
+            new = file.with_name(f"{file.name}.new")
+            new.unlink(missing_ok=True)
+            mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+            new.replace(file)
         return mlflow.MlflowClient(tracking_uri=uri)
 
 
@@ -162,8 +168,13 @@ def _parameters(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
 
 def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
     """A lock beside a database in a file: of many runs that start together, one makes it."""
-    if not uri.startswith("sqlite:///"):
+    file = _database(uri)
+    if file is None:
         return nullcontext()
     from filelock import FileLock
 
-    return FileLock(uri.removeprefix("sqlite:///") + ".lock")
+    return FileLock(f"{file}.lock")
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
