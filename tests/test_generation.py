@@ -31,8 +31,8 @@ src/PACKAGE/conf/schedule/cosine.yaml src/PACKAGE/conf/search/default.yaml
 src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml src/PACKAGE/conf/train.yaml
 src/PACKAGE/conf/trainer/auto.yaml src/PACKAGE/conf/trainer/cpu.yaml src/PACKAGE/conf/trainer/ddp.yaml
 src/PACKAGE/conf/trainer/fsdp.yaml src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml
-tests/conftest.py tests/test_config.py tests/test_data.py tests/test_model.py tests/test_resume.py tests/test_run.py
-tests/test_slurm.py tests/test_sweep.py
+tests/conftest.py tests/test_config.py tests/test_data.py tests/test_gpu.py tests/test_model.py tests/test_resume.py
+tests/test_run.py tests/test_slurm.py tests/test_sweep.py
 """
 
 

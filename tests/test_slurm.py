@@ -129,6 +129,16 @@ def test_a_sweep_returns_when_its_jobs_are_done(project: Path, python: Path, clu
     assert len(list(folder.glob("slurm/*_log.out"))) == 4
 
 
+def test_a_job_that_fails_is_told_with_its_log(project: Path, python: Path, cluster: dict[str, str]) -> None:
+    process, folder = start_sweep(project, python, cluster, "optim.lr=0.003,1e30", "experiment=smoke", "tracking=off")
+    printed = process.communicate(timeout=180)[0]
+    assert process.returncode == 1, printed
+    assert "1 of 2 runs finished" in printed
+    assert "error: run 001: train/loss is nan at step " in printed
+    assert f"See {folder.relative_to(project) / '001/train.log'}" in printed
+    assert "train/loss is nan" in (folder / "001/train.log").read_text()
+
+
 @pytest.mark.parametrize("told", ["USR1", "TERM"])
 def test_a_preempted_job_goes_on_as_if_nothing_had_happened(
     project: Path, python: Path, cluster: dict[str, str], straight: str, told: str, tmp_path: Path
@@ -193,9 +203,7 @@ def test_a_task_of_an_array_is_requeued_without_the_others(project: Path, cluste
     assert (num_starts(first), num_starts(last)) == (1, 2)
 
 
-def test_a_failed_and_a_cancelled_job_are_told_and_the_others_finish(
-    project: Path, python: Path, cluster: dict[str, str]
-) -> None:
+def test_a_cancelled_job_is_told_and_the_others_finish(project: Path, python: Path, cluster: dict[str, str]) -> None:
     settings = ("tracking=off", "experiment_name=trouble", "trainer.max_epochs=4000,40,1", "launch.parallel=3")
     process, folder = start_sweep(project, python, cluster, *settings)
     until(trained(folder / "000"), "the third epoch")
