@@ -271,7 +271,7 @@ def _build(node: DictConfig, **options: Any) -> Any:
         raise
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ml_project.conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=f"pkg://{__package__}.conf", config_name="train")
 def _train(cfg: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
