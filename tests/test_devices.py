@@ -1,6 +1,7 @@
 """Several processes for one run, however they were started: one folder, one MLflow run, the result of one process.
 
-Two processes over gloo on the CPU; srun is in test_slurm.py. What was seen: pytest tests/test_devices.py -rP
+Two processes over gloo on the CPU; test_slurm.py does the same with srun.
+What was seen is printed: pytest tests/test_devices.py -rP
 """
 
 from __future__ import annotations
@@ -49,8 +50,13 @@ class Workplace:
         }
 
     def command(self, starter: str, *settings: str) -> list[str]:
-        torchrun = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "my_project.train", *settings]
-        return torchrun if starter == "torchrun" else [str(self.python), "-m", "my_project.train", *settings]
+        train = ["-m", "my_project.train", *settings]
+        if starter == "torchrun":
+            return ["torchrun", "--standalone", "--nproc-per-node=2", *train]
+        if starter == "srun":  # test_slurm.py
+            tasks = ["--nodes=1", "--ntasks-per-node=2", "--mem=6G", "--kill-on-bad-exit=1"]
+            return ["srun", *tasks, str(self.python), *train]
+        return [str(self.python), *train]
 
     def train(self, starter: str, *settings: str, expect: int = 0) -> str:
         return run(*self.command(starter, *settings), cwd=self.folder, env=self.env, expect=expect).output
@@ -68,7 +74,7 @@ class Workplace:
             return database.execute(query).fetchall()
 
     def ranks(self) -> dict[int, int]:
-        """Rank of each process that trains here, by its id; torchrun itself is none."""
+        """Rank of each process that trains here, by its id; torchrun and srun themselves have none."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -77,9 +83,11 @@ class Workplace:
             except OSError:
                 continue
             here = f"MLFLOW_TRACKING_URI={self.env['MLFLOW_TRACKING_URI']}".encode() in environment
-            if here and b"my_project.train" in command and not any(b"torchrun" in part for part in command):
+            starts = any(part.endswith((b"torchrun", b"srun")) for part in command)
+            if here and b"my_project.train" in command and not starts:
                 variables = dict(part.split(b"=", 1) for part in environment if b"=" in part)
-                found[int(folder.name)] = int(variables.get(b"LOCAL_RANK", 0))
+                rank = variables.get(b"LOCAL_RANK", variables.get(b"SLURM_PROCID", b"0"))
+                found[int(folder.name)] = int(rank)
         return found
 
     def compare(self, one: Path, other: Path) -> str:

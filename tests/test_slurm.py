@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import test_devices
 from conftest import ROOT, Answer, run
 
 pytestmark = pytest.mark.slow
@@ -226,6 +227,34 @@ def test_two_processes_train_one_model(project: Path, python: Path, cluster: dic
     assert (folder / "metrics.json").is_file(), (project / f"slurm-{job}.log").read_text()
     assert num_starts(folder) == 1
     assert statuses(project, python, folder) == ["FINISHED"]
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        test_devices.test_one_run_of_two_processes_is_the_run_of_one,
+        test_devices.test_a_sweep_of_runs_of_two_processes,
+        test_devices.test_a_run_that_lost_one_process_is_continued,
+    ],
+)
+def test_two_processes_started_by_srun(
+    promise: Callable[..., None], tmp_path: Path, project: Path, python: Path, cluster: dict[str, str]
+) -> None:
+    work = test_devices.Workplace(tmp_path, project, python)
+    work.env |= {name: cluster[name] for name in ("SLURM_CONF", "MASTER_ADDR")}
+    promise(work, "srun")
+
+
+def test_processes_that_would_train_twice_are_refused(
+    project: Path, python: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    srun = ("srun", "--ntasks=2", "--mem=4G", python, "-m", "my_project.train", f"run_dir={tmp_path / 'run'}")
+    printed = run(*srun, "trainer=cpu", cwd=project, env=cluster, expect=1).output
+    assert printed.count("error: trainer.devices x trainer.num_nodes is 1 x 1, but srun started 2 processes.") == 1
+    printed = run(*srun, "trainer=ddp", "trainer.accelerator=cpu", cwd=project, env=cluster, expect=1).output
+    sentence = "error: Lightning does not take srun's --ntasks=2. Write --ntasks-per-node=2 instead.\n"
+    assert printed.count(sentence) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def train(project: Path, python: Path, env: dict[str, str], *settings: str) -> Answer:

@@ -26,6 +26,9 @@ MISTAKES = {
     "model.dropout=1": "model.dropout must be >= 0 and < 1, got 1.",
     "data.batch_size=null": "data.batch_size must be a number >= 1, got None.",
     "experiment_name=a/b": "experiment_name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'.",
+    "trainer.devices=0": "trainer.devices must be >= 1, got 0.",
+    "trainer.devices=3 data.batch_size=64": "data.batch_size must divide by the 3 devices, got 64. Try ",
+    "patience=0": "patience must be >= 1, got 0.",
     "optim.lr": "'optim.lr' is not a setting. Write key=value, for example optim.lr=0.01.",
 }
 
@@ -42,7 +45,7 @@ def test_every_choice_composes_and_names_things_that_exist(choice: str) -> None:
 def test_a_mistake_gets_one_sentence_before_torch_is_imported(typed: str, sentence: str) -> None:
     program = (
         "import sys, runpy\n"
-        f"sys.argv = ['train', {typed!r}]\n"
+        f"sys.argv = ['train', *{typed.split()!r}]\n"
         "try: runpy.run_module('ml_project.train', run_name='__main__', alter_sys=True)\n"
         "finally: print('torch' in sys.modules)"
     )

@@ -173,6 +173,17 @@ def test_a_run_that_cannot_start_leaves_no_folder(run_training: Train) -> None:
     assert not Path("runs").exists()
 
 
+def test_more_devices_than_there_are_get_one_sentence(run_training: Train) -> None:
+    cores = os.cpu_count() or 1
+    with pytest.raises(UserError) as error:
+        run_training("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096", "data.batch_size=4096")
+    assert str(error.value) == f"trainer.devices is 4096, but CPU cores here: {cores}. Try trainer.devices={cores}."
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        with pytest.raises(UserError, match=r"^trainer.devices is 1, but GPUs that PyTorch can use here: 0. Try trai"):
+            run_training("trainer=gpu")
+    assert not Path("runs").exists()
+
+
 def test_passwords_of_the_tracking_server_are_written_nowhere(
     run_training: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

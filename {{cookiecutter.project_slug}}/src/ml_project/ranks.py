@@ -49,12 +49,17 @@ def check(devices: int, num_nodes: int) -> None:
     """Refuse what would train twice, each process for itself.
 
     Raises:
-        UserError: torchrun or srun started another number of processes than the trainer has devices.
+        UserError: torchrun or srun started another number of processes than the trainer has devices, or srun was not
+            told how many of them on each node.
     """
     if world() > 1 and world() != devices * num_nodes:
         raise UserError(
             f"trainer.devices x trainer.num_nodes is {devices} x {num_nodes}, but {starter()} started {world()} "
             f"processes. Make them equal, for example trainer=ddp trainer.devices={world()}, or start one process."
+        )
+    if starter() == "srun" and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(
+            f"Lightning does not take srun's --ntasks={world()}. Write --ntasks-per-node={devices} instead."
         )
 
 
