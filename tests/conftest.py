@@ -126,11 +126,12 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cookiecutter leaves rendered hooks and a copy of the template in the temporary folder: not in everybody's."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cookiecutter leaves rendered hooks and a copy of the template in the temporary folder: not in everybody's.
+
+    Its name is short: PyTorch's loader processes wait for ever where the path of a socket there has over 107 letters.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 

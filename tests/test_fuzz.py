@@ -141,7 +141,7 @@ def place(
     monkeypatch.setenv("PYTHONUTF8", "1")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    files, replays = tmp_path / "temporary", tmp_path / "replay"  # conftest.py's TMPDIR, and its replay_dir
+    files, replays = Path(os.environ["TMPDIR"]), tmp_path / "replay"  # conftest.py's TMPDIR, and its replay_dir
     return Place(template, config_file, folders["output"], files, replays, folders["home"], folders["cwd"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,18 @@ def test_the_order_changes_with_the_epoch_and_comes_back(data: ImageData) -> Non
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         orders.append(list(loader.sampler))
     assert orders[0] == orders[2] != orders[1]
+
+
+def test_a_temporary_folder_that_would_hang_the_loaders_is_refused(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/{'x' * 80}")
+    data.train_dataloader()
+    data.num_workers = 1
+    with pytest.raises(
+        UserError, match=r"^the temporary folder's name is too long for data.num_workers=1: \d+ letters of"
+    ):
+        data.train_dataloader()
 
 
 def test_missing_data_says_what_to_run(data: ImageData) -> None:

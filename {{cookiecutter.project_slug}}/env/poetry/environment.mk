@@ -2,6 +2,7 @@
 # With another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+UNFINISHED := .venv-unfinished
 # in an active environment Poetry would install into that one
 POETRY := env -u VIRTUAL_ENV -u CONDA_PREFIX -u PYENV_VERSION poetry
 
@@ -16,10 +17,14 @@ INSTALL_PYTHON = $(if $(shell command -v pyenv),pyenv install {{ cookiecutter.py
 setup: ## make the environment and check the PyTorch build
 	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 is here. Run: $(INSTALL_PYTHON)" >&2; exit 1; }
+	@# a package whose unpacking was interrupted counts as installed for Poetry: start anew
+	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
+	@touch $(UNFINISHED)
 	@rm -f $(READY)
 	$(POETRY) env use "$(BASE_PYTHON)"
 	@test -f poetry.lock || $(POETRY) lock
 	$(POETRY) install --extras dev
+	@rm -f $(UNFINISHED)
 	@$(BIN)/python scripts/check_build.py
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready
@@ -28,4 +33,4 @@ lock: ## take the newest versions that pyproject.toml allows into poetry.lock
 	$(POETRY) update --lock
 
 clean-env: ## remove the environment
-	rm -rf .venv
+	rm -rf .venv $(UNFINISHED)

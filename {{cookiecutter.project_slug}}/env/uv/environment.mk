@@ -1,14 +1,19 @@
 # The environment of this project: .venv, filled by uv with exactly what uv.lock says. Keep uv.lock in Git.
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+UNFINISHED := .venv-unfinished
 UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 
 .PHONY: lock clean-env
 
 setup: ## make the environment and check the PyTorch build
 	@command -v uv >/dev/null || { echo "error: uv is not here. Install it (https://docs.astral.sh/uv), then run make setup again" >&2; exit 1; }
+	@# a package whose unpacking was interrupted counts as installed for uv: start anew
+	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
+	@touch $(UNFINISHED)
 	@rm -f $(READY)
 	$(UV) sync --python {{ cookiecutter.python_version }} --extra dev
+	@rm -f $(UNFINISHED)
 	@$(BIN)/python scripts/check_build.py
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready
@@ -17,4 +22,4 @@ lock: ## take the newest versions that pyproject.toml allows into uv.lock
 	$(UV) lock --upgrade
 
 clean-env: ## remove the environment
-	rm -rf .venv
+	rm -rf .venv $(UNFINISHED)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from .errors import UserError
 from .prepare import sha256
+
+# a socket's path has 107 letters at most, of which Python adds 32; beyond that loaders wait for ever
+LONGEST_TMPDIR = 75
 
 Batch = tuple[Tensor, Tensor]  # images_BCHW float32 in 0..1, labels_B int64
 
@@ -128,6 +133,12 @@ class ImageData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, split: ImageSplit, order: Sampler[Any] | range) -> DataLoader[Batch]:
+        folder = tempfile.gettempdir()
+        if self.num_workers and os.name == "posix" and len(folder) > LONGEST_TMPDIR:
+            raise UserError(
+                f"the temporary folder's name is too long for data.num_workers={self.num_workers}: {len(folder)} "
+                f"letters of at most {LONGEST_TMPDIR} ({folder}). Set TMPDIR=/tmp, or data.num_workers=0."
+            )
         return DataLoader(
             split,
             batch_size=self.batch_size // self._place()[1],
