@@ -1,0 +1,318 @@
+"""What the training loop costs beside a bare one in plain PyTorch, layer by layer.
+
+    make demo
+    python benchmarks/loop.py                        # on the CPU, two sizes of data
+    python benchmarks/loop.py --device cuda          # a ResNet-like model on a GPU
+
+Every row does what the row above it does and one thing more; the last is what `train` does by default. All see batches
+of the same sizes, validate after each epoch, and are taken in turns. Time is the median epoch, the first left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent / "demo/my-project"
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained on: as many uint8 images of noise, or the digits."""
+
+    name: str
+    num_train: int
+    image_shape: tuple[int, int, int]
+    model: str
+    epochs: int
+
+
+WORKS = {
+    "cpu": [
+        Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
+        Work("as Fashion-MNIST: 28 x 28, 60 steps an epoch", 60 * BATCH_SIZE, (1, 28, 28), "", 3),
+    ],
+    "cuda": [
+        Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
+        Work("ResNet-like: 64 x 64, 200 steps an epoch", 200 * BATCH_SIZE, (3, 64, 64), "loop.resnet", 4),
+    ],
+}
+
+
+class Timer:
+    """The median time from the start of an epoch to the start of the next."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def __call__(self) -> None:
+        self.starts.append(time.perf_counter())
+
+    def epoch_s(self) -> float:
+        pairs = zip(self.starts[1:], self.starts[2:], strict=False)
+        return statistics.median(end - start for start, end in pairs)
+
+
+class Loops:
+    """The loops of one project, on one kind of data.
+
+    Args:
+        package: the project's import name.
+        work: what to train.
+        folder: for prepared data and runs.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, package: str, work: Work, folder: Path, device: str) -> None:
+        self.package, self.work, self.folder, self.device = package, work, folder, device
+        self.number = 0
+        prepare = self.module("prepare").prepare
+        num_val = work.num_train // 4
+        prepare(folder / "data", self.noise, split_seed=0, val_fraction=num_val / (work.num_train + 2 * num_val),
+                test_fraction=num_val / (work.num_train + 2 * num_val))  # fmt: skip
+        self.overrides = [
+            f"trainer={'cpu' if device == 'cpu' else 'gpu'}",
+            f"trainer.max_epochs={work.epochs}",
+            f"data.folder={folder / 'data'}",
+            f"data.image_shape=[{','.join(map(str, work.image_shape))}]",
+            f"data.batch_size={BATCH_SIZE}",
+            f"model._target_={work.model or f'{package}.model.CNN'}",
+        ]
+        if device != "cpu":
+            self.overrides.append("trainer.precision=32-true")  # as the bare loop
+        self.cfg = self.module("config").compose("train", self.overrides)
+
+    def module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def noise(self) -> Any:
+        import numpy as np
+
+        chance = np.random.default_rng(0)
+        num_images = self.work.num_train + 2 * (self.work.num_train // 4)
+        images = chance.integers(0, 256, (num_images, *self.work.image_shape), dtype=np.uint8)
+        return self.module("sources").Raw(images, np.arange(num_images) % 10)
+
+    def model(self) -> Any:
+        return self.module("train").build_task(self.cfg).model
+
+    def bare(self) -> float:
+        """A loop that a tutorial would show: everything in memory, no word said."""
+        import torch
+
+        torch.manual_seed(0)
+        data = self.module("train").build_data(self.cfg)
+        train, val = ([s.images_NCHW, s.labels_N] for s in (data.split("train"), data.split("val")))
+        model = self.model().to(self.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.cfg.optim.lr)
+        loss_of = torch.nn.CrossEntropyLoss()
+
+        def batch(split: list[Any], rows: Any) -> tuple[Any, Any]:
+            images, labels = split[0][rows].float() / 255, split[1][rows]
+            return images.to(self.device), labels.to(self.device)
+
+        timer = Timer()
+        for _ in range(self.work.epochs):
+            timer()
+            model.train()
+            for rows in torch.randperm(len(train[1])).split(BATCH_SIZE):
+                images, labels = batch(train, rows)
+                optimizer.zero_grad()
+                loss = loss_of(model(images), labels)
+                loss.backward()
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                for rows in torch.arange(len(val[1])).split(BATCH_SIZE):
+                    images, labels = batch(val, rows)
+                    loss_of(model(images), labels)
+            self.wait()
+        timer()
+        return timer.epoch_s()
+
+    def wait(self) -> None:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def lightning(self, layers: int) -> float:
+        """Lightning's trainer with so many of the project's layers."""
+        import torch
+
+        torch.manual_seed(0)
+        train, module = self.module("train"), self.module("callbacks")
+        timer = Timer()
+        self.number += 1
+        run = self.module("run").Run(self.folder / f"part-{self.number}")
+        (run.folder / "checkpoints").mkdir(parents=True)
+        with module.Signals() as signals:
+            chosen = module.callbacks(run, module.History(run), signals, patience=None, **self.cfg.checkpoint)
+            bars = [each for each in chosen if isinstance(each, module.EpochBar)]
+            others = [each for each in chosen if each not in bars]
+            trainer = train.build_trainer(
+                self.cfg, logger=False, callbacks=[*others * (layers >= 2), *bars * (layers >= 3), timed(timer)],
+                plugins=[module.WholeFileIO()], enable_progress_bar=layers >= 3, enable_checkpointing=layers >= 2,
+                enable_model_summary=False, use_distributed_sampler=False,
+            )  # fmt: skip
+            trainer.fit(self.task(metrics=layers >= 1), datamodule=train.build_data(self.cfg))
+        self.wait()
+        timer()
+        return timer.epoch_s()
+
+    def task(self, *, metrics: bool) -> Any:
+        task = self.module("train").build_task(self.cfg)
+        if not metrics:
+
+            class Silent(type(task)):  # type: ignore[misc]
+                def _step(self, batch: Any, *_: Any) -> Any:
+                    logits = self(batch[0])
+                    return self.loss(logits, batch[1]), logits
+
+                def _log(self, *_: Any) -> None:
+                    pass
+
+            task.__class__ = Silent
+        return task
+
+    def whole(self, *overrides: str) -> float:
+        """What `train` does."""
+        train, module = self.module("train"), self.module("callbacks")
+        timer = Timer()
+        make_callbacks = module.callbacks
+        self.number += 1
+        typed = [*self.overrides, f"run_dir={self.folder / f'run-{self.number}'}", *overrides]
+        try:
+            module.callbacks = lambda *args, **options: [*make_callbacks(*args, **options), timed(timer)]
+            train.train(self.module("config").compose("train", typed), typed)
+        finally:
+            module.callbacks = make_callbacks
+        self.wait()
+        return timer.epoch_s()
+
+
+def resnet(image_shape: Any, num_classes: int, **_: Any) -> Any:
+    """As ResNet-18 (He et al. 2015, arXiv:1512.03385, table 1), a quarter as deep: one block of each width."""
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, width_in: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(width_in, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
+            )  # fmt: skip
+            self.short = nn.Conv2d(width_in, width, 1, stride, bias=False)
+
+        def forward(self, images: Any) -> Any:
+            return nn.functional.relu(self.body(images) + self.short(images))
+
+    blocks = [Block(64, 64, 1), Block(64, 128, 2), Block(128, 256, 2), Block(256, 512, 2)]
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), *blocks,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes),
+    )  # fmt: skip
+
+
+def timed(timer: Timer) -> Any:
+    """A callback that tells the timer when an epoch begins, and when the last one has ended."""
+    import pytorch_lightning as pl
+
+    class Times(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            timer()
+
+    return Times()
+
+
+class Terminal(io.StringIO):
+    """Where the progress bar is drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def rows(loops: Loops) -> dict[str, Callable[[], float]]:
+    return {
+        "bare PyTorch": loops.bare,
+        "Lightning": lambda: loops.lightning(0),
+        "+ metrics": lambda: loops.lightning(1),
+        "+ log, checkpoints": lambda: loops.lightning(2),
+        "+ progress bar": lambda: loops.lightning(3),
+        "+ tracking: all that is on by default": loops.whole,
+    }
+
+
+def measure(package: str, device: str, rounds: int, only: str) -> None:
+    import torch
+
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, device "
+        f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}; median of {rounds} rounds, in turns"
+    )
+    for work in WORKS[device]:
+        if only not in work.name:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            os.chdir(name)
+            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
+            loops = Loops(package, work, Path(name), device)
+            table = rows(loops)
+            seconds: dict[str, list[float]] = {row: [] for row in table}
+            for _ in range(rounds):
+                for row, loop in table.items():
+                    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Terminal()):
+                        seconds[row].append(loop())
+            os.chdir("/")
+        bare = seconds["bare PyTorch"]
+        print(f"\n{work.name:44}  ms an epoch  of bare    share")
+        before = 0.0
+        for row, values in seconds.items():
+            ratio = statistics.median(base / value for base, value in zip(bare, values, strict=True))
+            share = (statistics.median(values) - before) / statistics.median(values) if before else 0.0
+            before = statistics.median(values)
+            print(f"  {row:42}  {before * 1000:11.1f}     {ratio:.2f}   {share:6.1%}")
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the training loop costs, layer by layer.")
+    parser.add_argument("--device", choices=WORKS, default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the kinds of work whose name has this in it")
+    parser.add_argument("--project", type=Path, default=PROJECT)
+    parser.add_argument("--package", default="my_project")
+    arguments = parser.parse_args()
+    python = arguments.project / ".venv/bin/python"
+    if not python.exists():
+        sys.exit(f"error: there is no project with a .venv in {arguments.project}. Run: make demo")
+    if Path(sys.prefix) != python.parent.parent.absolute():  # the project's own Python has torch
+        sys.exit(subprocess.run([python, __file__, *sys.argv[1:]], check=False).returncode)
+    sys.path.insert(0, str(Path(__file__).parent))  # for loop.ResNet
+    measure(arguments.package, arguments.device, arguments.rounds, arguments.only)
+
+
+if __name__ == "__main__":
+    main()
