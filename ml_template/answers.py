@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_project.py replaces it
+NEVER_SET = "CHANGE-ME"  # no name that a bucket can have: the project's scripts/data_remote.py asks for another
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 # what the generated project imports: a package of the same name would hide it
 DEPENDENCIES = frozenset(
@@ -44,6 +45,11 @@ def package(text: str) -> str:
     return f"{name}_project" if _taken(name) else name
 
 
+def remote_url(kind: str, slug: str) -> str:
+    """The address that is suggested for DVC's remote: a folder works at once, the others have to be named."""
+    return f"../{slug}-data" if kind == "local" else f"{kind}://{NEVER_SET}/{slug}"
+
+
 def lit(value: object) -> str:
     """The inside of a double-quoted string, right in Python, TOML, YAML and JSON alike.
 
@@ -65,6 +71,9 @@ def resolve(answers: Cookiecutter) -> str:
 
     Changes `answers` in place, before anything is rendered, so that files, hooks and the replay file agree.
     """
+    kind, name = answers["data_remote"], answers["project_slug"]
+    if NEVER_SET in answers["data_remote_url"] or answers["data_remote_url"] == remote_url("local", name):
+        answers["data_remote_url"] = remote_url(kind, name)  # `cruft update` brings the suggestion for another kind
     _check_all(answers)
     builds = answers["_builds"]
     detected = answers.get("_detected")  # by pre_prompt.py, which cruft and `--accept-hooks no` leave out
@@ -80,6 +89,12 @@ def resolve(answers: Cookiecutter) -> str:
     answers["__torch_version"] = build["tested"]
     answers["__torch_range"] = build["torch"]
     answers["__torch_index"] = f"{answers['pytorch_index'].rstrip('/')}/{answers['cuda']}"
+    answers["__torch_driver"] = build.get("driver", "")
+    answers["__torch_capability"] = "-".join(build.get("capability", []))
+    url = answers["data_remote_url"]
+    answers["__dvc_extra"] = "" if kind == "local" else f"[{kind}]"
+    # DVC reads a folder from where its configuration lies
+    answers["__dvc_url"] = f"../{url}" if kind == "local" and not url.startswith(("/", "~")) else url
     answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
     answers["__conda_cuda"] = build["conda"][1]
     answers["__license_id"] = "LicenseRef-Proprietary" if answers["license"] == "Proprietary" else answers["license"]
@@ -123,6 +138,22 @@ def _check(answers: Cookiecutter) -> None:
             f"pytorch_index must be an address such as https://download.pytorch.org/whl, got {index!a}. "
             "Press Enter to take the official one."
         )
+    _check_remote(str(answers["data_remote"]), str(answers["data_remote_url"]))
+
+
+def _check_remote(kind: str, url: str) -> None:
+    if re.search(r"://[^/]*:[^/]*@|[?&](sig|key|token|password)=|AccountKey=|SharedAccessSignature", url):
+        raise Refused(
+            "data_remote_url holds a password or a key, which every copy of the project would tell. Leave it out; "
+            "later: dvc remote modify --local data, which Git ignores, or environment variables."
+        )
+    is_address = re.fullmatch(r"[^\s:]+" if kind == "local" else rf"{kind}://[^/\s].*", url.replace(" ", "_"))
+    if not is_address or re.search(r"""["'\\`${}#?&;%]|[^\x20-\x7e]|^ | $""", url):
+        wanted = "a folder such as" if kind == "local" else "an address such as"
+        raise Refused(
+            f"data_remote_url must be {wanted} {remote_url(kind, 'my-project')}, got {url!a}. "
+            "Press Enter to take the suggestion; it can be changed later."
+        )
 
 
 def _check_slug(name: str) -> None:
@@ -159,5 +190,5 @@ def _taken(name: str) -> str:
     return next((what for what, is_so in meanings.items() if is_so), "")
 
 
-FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md}
+FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md, "remote_url": remote_url}
 GLOBALS = {"resolve": resolve, "validate": validate}

@@ -6,8 +6,11 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +80,25 @@ def commit(folder: Path) -> None:
 
 
 def combinations() -> Iterator[dict[str, str]]:
-    """Every single choice and every pair of choices of cookiecutter.json, the other questions at their defaults."""
+    """Every single choice of cookiecutter.json, the other questions at their defaults; then every pair of choices.
+
+    A project has many pairs: each one here has as many new ones as can be, or there would be hundreds.
+    """
     for name, options in CHOICES.items():
         yield from ({name: option} for option in options)
-    for (one, ones), (other, others) in itertools.combinations(CHOICES.items(), 2):
-        yield from ({one: a, other: b} for a, b in itertools.product(ones, others))
+    choices = [(name, option) for name, options in CHOICES.items() for option in options]
+    new = [pair for pair in itertools.combinations(choices, 2) if pair[0][0] != pair[1][0]]
+    while new:
+        answers = dict(new[0])
+        for name in [name for name in CHOICES if name not in answers]:
+            known = set(answers.items())
+            gain = {
+                option: sum(set(pair) <= known | {(name, option)} for pair in new if (name, option) in pair)
+                for option in CHOICES[name]
+            }
+            answers[name] = max(gain, key=gain.__getitem__)
+        new = [pair for pair in new if not set(pair) <= set(answers.items())]
+        yield {name: answers[name] for name in CHOICES}
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +180,8 @@ def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) 
 @pytest.fixture(scope="session")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a user with an empty home who runs make, not of a test inside make."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV"))}
+    of_make = ("MAKE", "MFLAGS", "ARGS", "VIRTUAL_ENV")  # `make test ARGS=-v` hands ARGS on to every make below
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
     return {**kept, "HOME": str(tmp_path_factory.mktemp("home"))}
 
 
@@ -187,6 +205,31 @@ def project(demo: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="session")
 def python(demo: tuple[Path, str]) -> Path:
     return demo[0] / ".venv/bin/python"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def served(project: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port at which `make <target>` serves; stopped afterwards, with its children."""
+    port = free_port()
+    command = ["make", request.param, f"PORT={port}"]
+    process = subprocess.Popen(command, cwd=project, env=env, start_new_session=True)
+    try:
+        for _ in range(480):  # MLflow's server took 50 s on a machine with other work
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.25)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
 
 
 def pytest_configure(config: pytest.Config) -> None:

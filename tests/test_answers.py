@@ -40,6 +40,14 @@ REFUSED = {
         "pytorch_index must be an address such as https://download.pytorch.org/whl, got '$(id)'. "
         "Press Enter to take the official one."
     ),
+    "data_remote_url=s3://key:secret@bucket": (
+        "data_remote_url holds a password or a key, which every copy of the project would tell. Leave it out; "
+        "later: dvc remote modify --local data, which Git ignores, or environment variables."
+    ),
+    "data_remote_url=s3://bucket/x": (
+        "data_remote_url must be a folder such as ../my-project-data, got 's3://bucket/x'. "
+        "Press Enter to take the suggestion; it can be changed later."
+    ),
 }  # fmt: skip
 
 NASTY = [
@@ -71,7 +79,8 @@ def write_replay(template: Path, folder: Path, **given: str) -> Path:
     """A replay file with these answers as a person would have typed them: cookiecutter takes them as they are."""
     content = {name: value for name, value in QUESTIONS.items() if name != "__prompts__"}
     content |= {"project_slug": "my-project", "package_name": "my_project", "license": "MIT"}
-    content |= {"python_version": "3.11", "env_manager": "venv", "cuda": "cpu", **given}
+    content |= {"python_version": "3.11", "env_manager": "venv", "cuda": "cpu"}
+    content |= {"data_remote": "local", "data_remote_url": "../my-project-data", **given}
     answers.resolve(content)
     (folder / "replay").mkdir(exist_ok=True)
     file = folder / "replay" / f"{template.name}.json"

@@ -320,7 +320,11 @@ class Machine:
 
 
 NewMachine = Callable[..., Machine]
-CHECKED = ["python scripts/check_build.py", "dvc config --local core.no_scm true"]
+CHECKED = [
+    "python -m my_project.doctor --quick",
+    "dvc config --local core.no_scm true",
+    "python -m my_project.store sqlite:///mlflow.db",
+]
 
 
 @pytest.fixture
@@ -389,6 +393,9 @@ def test_a_wrong_build_is_not_ready(machine: NewMachine) -> None:
     (here.project.path / ".conda/bin/python").write_text("#!/bin/sh\nexit 1\n")  # something replaced PyTorch
     here.make("setup", expect=2)
     assert "error: the environment is not there yet. Run: make setup\n" in here.make("train", expect=2)
+    (here.project.path / ".conda/bin/python").write_text("#!/bin/sh\nexit 2\n")  # the doctor could not tell
+    here.make("setup")
+    assert (here.project.path / ".conda/.ready").exists()
 
 
 @pytest.mark.parametrize(("programs", "settings", "sentence"), [

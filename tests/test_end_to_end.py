@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +33,7 @@ def test_the_demo_ends_with_accuracy_folder_and_command(demo: tuple[Path, str]) 
     assert float(accuracy) >= 0.97
     assert (project / folder / "checkpoints/best.ckpt").is_file()
     assert "PyTorch 2.13.0" in printed
-    assert "build cpu, as asked for." in printed
+    assert "build cpu, as asked for\n" in printed
     assert "epoch 15 of 15" in printed
     assert printed.rstrip().endswith("make -C demo/my-project mlflow")
 
@@ -87,19 +84,40 @@ def test_a_project_that_was_edited_and_updated_passes_its_tests(
     assert re.search(r"= \d+ passed(, \d+ skipped)? in ", run(python, "-m", "pytest", cwd=updated, env=env).output)
 
 
+def test_the_doctor_finds_nothing_wrong(project: Path, env: dict[str, str]) -> None:
+    """2: on a busy machine torch.compile may take longer than is waited for."""
+    answer = run("make", "--no-print-directory", "doctor", cwd=project, env=env, expect=None)
+    lines = answer.output.splitlines()
+    assert "WRONG" not in answer.output
+    assert [line.split()[0] for line in lines[:3]] == ["python", "environment", "packages"]
+    assert answer.returncode == 0 or "Nothing is wrong, but this could not be told: torch.compile." in answer.output
+
+
+def test_a_program_of_its_own_trains_too(project: Path, env: dict[str, str]) -> None:
+    assert "model=cnn" in run(project / ".venv/bin/my_project-train", "--help", cwd=project, env=env).output
+
+
 def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str]) -> None:
     lines = run("make", "help", cwd=project, env=env).output.splitlines()
     targets = [line.split()[1] for line in lines]
     wanted = [
+        "bench",
         "check",
         "clean-env",
         "data",
+        "doctor",
         "evaluate",
         "help",
         "mlflow",
+        "promote",
+        "pull",
+        "push",
+        "rerun",
         "resume",
+        "serve",
         "setup",
         "switch",
+        "sync",
         "tensorboard",
         "test",
         "train",
@@ -239,31 +257,6 @@ def test_make_says_what_has_to_come_first(project: Path, python: Path, tmp_path:
     printed = train_in(copy, python, "tracking=off", expect=1).output
     assert "error: data/processed/train.npz does not exist. Run: make data\n" in printed
     assert "Traceback" not in printed
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-@pytest.fixture
-def served(project: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[int]:
-    """A port at which `make <target>` serves; stopped afterwards, with its children."""
-    port = free_port()
-    command = ["make", request.param, f"PORT={port}"]
-    process = subprocess.Popen(command, cwd=project, env=env, start_new_session=True)
-    try:
-        for _ in range(240):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.25)
-        yield port
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
 
 
 def get(port: int, path: str) -> str:

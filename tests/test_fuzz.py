@@ -32,7 +32,7 @@ from conftest import CHOICES, QUESTIONS, Bake, Project
 from cookiecutter.environment import StrictEnvironment
 from test_generation import assert_clean
 
-from ml_template.answers import FREE_TEXT, resolve
+from ml_template.answers import FREE_TEXT, remote_url, resolve
 
 CHUNKS = 10
 GENERATIONS, TYPED = 75, 3  # a chunk, with four free answers each: 3,000 answers in all; three are typed, not replayed
@@ -101,6 +101,7 @@ class Place:
         """Generate from a replay file: cookiecutter takes its answers as they are, as it does with typed ones."""
         content: dict[str, Any] = {asked: value for asked, value in QUESTIONS.items() if asked != "__prompts__"}
         content.update(answers)
+        content["data_remote_url"] = remote_url(content["data_remote"], content["project_slug"])
         resolve(content)
         file = self.files / "replay.json"
         file.write_text(json.dumps({"cookiecutter": content}), encoding="utf-8")

@@ -15,24 +15,32 @@ import yaml
 from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
-.dvc/.gitignore .dvc/config .dvcignore .gitignore LICENSE Makefile README.md dvc.yaml environment.mk pyproject.toml
-scripts/activate.sh scripts/check_build.py scripts/train.sbatch src/hydra_plugins/PACKAGE_sweep.py
-src/PACKAGE/__init__.py src/PACKAGE/callbacks.py src/PACKAGE/config.py src/PACKAGE/data.py src/PACKAGE/errors.py
-src/PACKAGE/evaluate.py src/PACKAGE/messages.py src/PACKAGE/model.py src/PACKAGE/outcome.py src/PACKAGE/plots.py
-src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/pruning.py src/PACKAGE/ranks.py src/PACKAGE/run.py
-src/PACKAGE/search.py src/PACKAGE/seeds.py src/PACKAGE/slurm.py src/PACKAGE/snapshot.py src/PACKAGE/sweep.py
+.dvc/.gitignore .dvc/config .dvcignore .gitignore LICENSE Makefile README.md docs/bench.md docs/bring-your-own-data.md
+docs/tracking.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh scripts/data_remote.py
+scripts/train.sbatch
+src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/chips.py src/PACKAGE/config.py
+src/PACKAGE/cores.py src/PACKAGE/data.py src/PACKAGE/device.py src/PACKAGE/doctor.py src/PACKAGE/download.py
+src/PACKAGE/errors.py src/PACKAGE/evaluate.py src/PACKAGE/measure.py src/PACKAGE/messages.py src/PACKAGE/mirror.py
+src/PACKAGE/model.py src/PACKAGE/outcome.py src/PACKAGE/plots.py src/PACKAGE/predict.py src/PACKAGE/prepare.py
+src/PACKAGE/probe.py src/PACKAGE/pruning.py src/PACKAGE/ranks.py src/PACKAGE/record.py src/PACKAGE/registry.py
+src/PACKAGE/rerun.py src/PACKAGE/run.py src/PACKAGE/search.py src/PACKAGE/seeds.py src/PACKAGE/slurm.py
+src/PACKAGE/snapshot.py src/PACKAGE/sources.py src/PACKAGE/store.py src/PACKAGE/sweep.py src/PACKAGE/sync.py
 src/PACKAGE/task.py src/PACKAGE/tracking.py src/PACKAGE/train.py
-src/PACKAGE/conf/__init__.py
-src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/debug/anomaly.yaml src/PACKAGE/conf/debug/overfit.yaml
-src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/launch/joblib.yaml src/PACKAGE/conf/launch/local.yaml
-src/PACKAGE/conf/launch/slurm.yaml src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml
-src/PACKAGE/conf/optim/adamw.yaml src/PACKAGE/conf/optim/sgd.yaml src/PACKAGE/conf/prepare.yaml
-src/PACKAGE/conf/schedule/cosine.yaml src/PACKAGE/conf/search/default.yaml
-src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml src/PACKAGE/conf/train.yaml
-src/PACKAGE/conf/trainer/auto.yaml src/PACKAGE/conf/trainer/cpu.yaml src/PACKAGE/conf/trainer/ddp.yaml
-src/PACKAGE/conf/trainer/fsdp.yaml src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml
-tests/conftest.py tests/test_config.py tests/test_data.py tests/test_gpu.py tests/test_model.py tests/test_resume.py
-tests/test_run.py tests/test_slurm.py tests/test_sweep.py
+src/hydra_plugins/PACKAGE_sweep.py
+src/PACKAGE/conf/__init__.py src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/data/fashion_mnist.yaml
+src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml src/PACKAGE/conf/debug/anomaly.yaml
+src/PACKAGE/conf/debug/overfit.yaml src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/launch/joblib.yaml
+src/PACKAGE/conf/launch/local.yaml src/PACKAGE/conf/launch/slurm.yaml src/PACKAGE/conf/model/cnn.yaml
+src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/optim/adamw.yaml src/PACKAGE/conf/optim/sgd.yaml
+src/PACKAGE/conf/prepare.yaml src/PACKAGE/conf/schedule/cosine.yaml src/PACKAGE/conf/search/default.yaml
+src/PACKAGE/conf/source/digits.yaml src/PACKAGE/conf/source/fashion_mnist.yaml src/PACKAGE/conf/source/images.yaml
+src/PACKAGE/conf/source/table.yaml src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml
+src/PACKAGE/conf/tracking/server.yaml src/PACKAGE/conf/train.yaml src/PACKAGE/conf/trainer/auto.yaml
+src/PACKAGE/conf/trainer/cpu.yaml src/PACKAGE/conf/trainer/ddp.yaml src/PACKAGE/conf/trainer/fsdp.yaml
+src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml
+tests/conftest.py tests/test_bench.py tests/test_config.py tests/test_data.py tests/test_device.py
+tests/test_doctor.py tests/test_gpu.py tests/test_model.py tests/test_resume.py tests/test_run.py tests/test_slurm.py
+tests/test_sources.py tests/test_sweep.py tests/test_tracking.py
 """
 
 
@@ -87,8 +95,15 @@ def test_every_choice_and_every_pair_gives_a_clean_project(bake: Bake, answers: 
         assert wanted in ("auto", got)
     build = QUESTIONS["_builds"][chosen["cuda"]]
     assert chosen["torch"] == build["tested"]
+    assert chosen["driver"] == build.get("driver", "")
+    assert chosen["capability"] == "-".join(build.get("capability", []))
     assert chosen["torch_index"] == f"{QUESTIONS['pytorch_index']}/{chosen['cuda']}"
     assert f"torch{build['torch']}" in settings["project"]["dependencies"]
+    remote = answers.get("data_remote", CHOICES["data_remote"][0])
+    dvc = "dvc" if remote == "local" else f"dvc[{remote}]"
+    assert [name for name in settings["project"]["dependencies"] if name.startswith(f"{dvc}>=")]
+    address = "../../my-project-data" if remote == "local" else f"{remote}://CHANGE-ME/my-project"
+    assert f'url = "{address}"\n' in project.text(".dvc/config")
 
 
 @pytest.mark.parametrize("package", ["a", "my_ml_project", "x" * 63])
@@ -135,6 +150,13 @@ def test_the_last_words_say_what_was_chosen_why_and_what_to_type(
     assert re.search(rf"python_version +{other} +as you chose\n", answer.output)
     assert re.search(r"env_manager +venv +neither poetry, conda nor uv is here\n", answer.output)
     assert answer.output.endswith("  cd my-project\n  make setup data train evaluate\n\n")
+
+
+@pytest.mark.parametrize(("typed", "written"), [
+    ("/mnt/all of us/data", "/mnt/all of us/data"), ("~/data", "~/data"), ("store", "../store")
+])  # fmt: skip
+def test_a_folder_of_data_is_where_it_was_said_to_be(bake: Bake, typed: str, written: str) -> None:
+    assert f'url = "{written}"\n' in bake(data_remote_url=typed).text(".dvc/config")
 
 
 def test_a_manager_brings_its_own_settings(bake: Bake) -> None:

@@ -11,7 +11,9 @@ from hydra.utils import get_object
 
 from ml_project.config import CONF, LIMITS, compose, flatten
 
-CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted(CONF.glob("*/*.yaml"))]
+FILES = [file for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name != "source"]
+CHOICES = [f"{file.parent.name}={file.stem}" for file in FILES]
+SOURCES = [f"source={file.stem}" for file in sorted(CONF.glob("source/*.yaml"))]  # of prepare
 
 DEFAULT = compose("train")
 MODELS = ", ".join(sorted(file.stem for file in CONF.glob("model/*.yaml")))
@@ -33,9 +35,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [*CHOICES, *SOURCES])
 def test_every_choice_composes_and_names_things_that_exist(choice: str) -> None:
-    settings = dict(flatten(compose("train", [choice])))
+    settings = dict(flatten(compose("prepare" if choice in SOURCES else "train", [choice])))
     for key, value in settings.items():
         if key.endswith("_target_"):
             assert callable(get_object(value)), key
@@ -56,6 +58,24 @@ def test_a_mistake_gets_one_sentence_before_torch_is_imported(typed: str, senten
     assert answer.stdout == "False\n"
     assert len(lines) == 1, answer.stderr
     assert lines[0].startswith(f"error: {sentence}")
+
+
+def test_help_names_every_choice() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent.parent)}
+    command = [sys.executable, "-m", "ml_project.train", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    for choice in CHOICES:
+        group, _, name = choice.partition("=")
+        assert any(line.strip().startswith(f"{group}=") and name in line for line in shown.splitlines()), choice
+
+
+def test_the_tab_key_completes_settings() -> None:
+    program = "ml_project.train"
+    typed = "ml_project-train optim.l"
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent.parent), "COMP_LINE": typed}
+    command = [sys.executable, "-m", program, "-sc", "query=bash"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    assert answer.split() == ["optim.lr="]
 
 
 def test_every_limit_is_of_a_setting_that_exists() -> None:

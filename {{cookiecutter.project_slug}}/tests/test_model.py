@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ml_project.config import CONF, compose
 from ml_project.data import Batch
+from ml_project.errors import UserError
 from ml_project.model import CNN
 from ml_project.task import ImageClassifier
 from ml_project.train import build_data, build_task
@@ -16,7 +17,10 @@ from ml_project.train import build_data, build_task
 @pytest.fixture(params=sorted(file.stem for file in CONF.glob("model/*.yaml")))
 def task(request: pytest.FixtureRequest) -> ImageClassifier:
     torch.manual_seed(0)
-    return build_task(compose("train", [f"model={request.param}"]))
+    try:
+        return build_task(compose("train", [f"model={request.param}"]))
+    except UserError as error:
+        pytest.skip(str(error))  # not a model for such data
 
 
 @pytest.fixture

@@ -279,3 +279,45 @@ def test_what_a_run_was_made_with_is_in_its_folder(run_training: Train) -> None:
     (run.folder / "environment.json").write_text('{"python": "3.1", "packages": {"torch": "0.1"}}')
     run_training("trainer.max_epochs=3", HERE)
     assert "this run was started with other versions: Python 3.1 -> 3." in run.log.read_text()
+
+
+def test_a_pipeline_continues_its_run_and_begins_anew_if_something_changed(
+    run_training: Train, at_step: AtStep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(*settings: str) -> str:
+        """Why it began anew, if it did."""
+        capsys.readouterr()
+        run_training(HERE, "restart_if_changed=true", EPOCHS, *settings)
+        found = re.search(r"^runs/x begins anew: (.+)$", capsys.readouterr().out, re.MULTILINE)
+        return found[1] if found else ""
+
+    straight, run = run_training(EPOCHS), Run(Path("runs/x"))
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    assert trained() == ""
+    assert same(run, straight)
+    assert run.num_starts() == 2
+
+    (run.folder / "test_metrics.json").touch()
+    assert trained() == "it was finished"
+    assert same(run, straight)
+    assert run.num_starts() == 1
+    assert not (run.folder / "test_metrics.json").exists()
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    assert trained("optim.lr=0.5") == "optim.lr changed"
+    assert not same(run, straight)
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true", "seed=1") == 75
+    split = Path("data/processed/split.json")
+    split.write_text(split.read_text() + " ")
+    assert trained("seed=1") == "the data changed"
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    run_training(HERE, "allow_changes=true", "optim.lr=0.5")  # by hand: made of both
+    run.metrics.unlink()
+    assert trained() == "what it holds is not complete"
+    assert same(run, straight)

@@ -19,7 +19,7 @@ from PIL import Image
 from ml_project import snapshot
 from ml_project.errors import UserError, explain
 from ml_project.evaluate import evaluate
-from ml_project.predict import predict
+from ml_project.predict import load, predict
 from ml_project.run import Run, find, load_config
 
 Train = Callable[..., Run]
@@ -80,8 +80,11 @@ def test_a_run_folder_holds_what_it_promises(run_training: Train) -> None:
     assert re.fullmatch(r"runs/[\w.-]+/\d{8}-\d{6}\.\d{6}-[0-9a-f]{6}", run.folder.as_posix())
     names = {file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*") if file.is_file()}
     assert {re.sub(r"events.*", "events", name) for name in names} - {"uncommitted.diff"} == {
-        ".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "environment.json", "history.csv",
-        "learning_curve.png", "metrics.json", "mlflow_run_id", "starts.jsonl", "tensorboard/events", "train.log",
+        ".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/made_of.json", "config.yaml",
+        "data.json", "environment.json", "history.csv", "learning_curve.png", "metrics.json", "metrics.jsonl",
+        "mlflow_run_id", "mlflow_sent.json", "model/MLmodel", "model/conda.yaml", "model/data/model.pt2",
+        "model/input_example.json", "model/python_env.yaml", "model/requirements.txt",
+        "model/serving_input_example.json", "starts.jsonl", "tensorboard/events", "train.log",
     }  # fmt: skip
     assert "epoch 2 of 2" in (run.folder / "train.log").read_text()
 
@@ -100,13 +103,19 @@ def test_mlflow_has_settings_metrics_and_files_and_one_run_after_continuing(run_
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= record.data.metrics.keys()
     assert len(client.get_metric_history(record.info.run_id, "val/loss")) == 2
     artifacts = {file.path for file in client.list_artifacts(record.info.run_id)}
-    assert {"best.ckpt", "config.yaml", "learning_curve.png", "confusion_matrix.png"} <= artifacts
+    assert {
+        "checkpoints",
+        "config.yaml",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "worst_mistakes.png",
+    } <= artifacts
 
 
 def test_evaluate_and_predict_agree(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
     metrics = evaluate(run)
-    answers = [label for _, _, label, _ in predict(run, [Path("data/processed/test.npz")])]
+    answers = [answer.label for answer in predict(load(str(run.folder)), [Path("data/processed/test.npz")])]
     table = (run.folder / "test_predictions.csv").read_text().split()[1:]
     assert answers == [int(line.split(",")[1]) for line in table]
     right = sum(line.split(",")[0] == line.split(",")[1] for line in table) / len(table)
@@ -117,14 +126,14 @@ def test_evaluate_and_predict_agree(run_training: Train) -> None:
 def test_predict_takes_pictures(run_training: Train, tmp_path: Path) -> None:
     run = run_training("trainer.max_epochs=1")
     Image.new("RGB", (30, 40), "white").save(tmp_path / "picture.png")
-    ((_, index, label, probability),) = predict(run, [tmp_path / "picture.png"])
-    assert index == 0
-    assert 0 <= label < load_config(run).data.num_classes
-    assert 0 < probability <= 1
+    (answer,) = predict(load(str(run.best)), [tmp_path / "picture.png"])
+    assert answer.index == 0
+    assert 0 <= answer.label < load_config(run).data.num_classes
+    assert 0 < answer.probability <= 1
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
-    (None, "x.png does not exist. Give image files, .npy or .npz."),
+    (None, "x.png does not exist. Give image files, folders of them, .csv, .npy or .npz."),
     ("text", "x.png is neither an image nor an array `images`. Give image files, .npy or .npz."),
 ])  # fmt: skip
 def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | None, sentence: str) -> None:
@@ -132,7 +141,7 @@ def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | 
     if content is not None:
         Path("x.png").write_text(content)
     with pytest.raises(UserError) as error:
-        list(predict(run, [Path("x.png")]))
+        list(predict(load(str(run.folder)), [Path("x.png")]))
     assert str(error.value) == sentence
 
 
@@ -145,8 +154,8 @@ def test_the_newest_run_is_found(run_training: Train) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_refused(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1", "model=cnn", "model.channels=16")
-    run.config.write_text(run.config.read_text().replace("channels: 16", "channels: 8"))
+    run = run_training("trainer.max_epochs=1", "model=mlp", "model.hidden=16")
+    run.config.write_text(run.config.read_text().replace("hidden: 16", "hidden: 8"))
     with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
         evaluate(run)
     with pytest.raises(UserError, match=r"last.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
@@ -203,6 +212,23 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence(run_training: Train) 
     sentence = explain(error.value)
     assert sentence is not None
     assert "a part of this path is a file, not a folder. Choose another folder, then start again." in sentence
+
+
+def test_the_version_of_the_data_is_that_of_dvc_if_its_lock_describes_them() -> None:
+    folder = Path("two")
+    folder.mkdir()
+    assert snapshot.data_version(folder) == {}
+    (folder / "split.json").write_text("{}")
+    (folder / "a").write_text("a")
+    of_split = {"data_split_sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
+    assert snapshot.data_version(folder) == of_split
+    md5 = "b8fcfc43abfe401466304caaa97c795c.dir"  # DVC's own
+    Path("dvc.lock").write_text("stages: {prepare: {outs: [{path: two, md5: " + md5 + "}]} }")
+    assert snapshot.data_version(folder) == {"data_dvc_md5": md5}
+    (folder / "a").write_text("changed")
+    assert snapshot.data_version(folder) == of_split
+    Path("dvc.lock").write_text("<<<<<<< HEAD")
+    assert snapshot.data_version(folder) == of_split
 
 
 def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,9 +59,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     write = snapshot.write
 
-    def record(folder: Path) -> None:
+    def record(folder: Path, data: Path) -> None:
         names.append(folder.name)
-        write(folder)
+        write(folder, data)
 
     monkeypatch.setattr(snapshot, "write", record)
     return names
@@ -102,7 +102,7 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
     assert parent.info.status == "FINISHED"
     assert parent.data.params["optim.lr"] == "0.001,0.01"
     assert parent.data.metrics["val/loss"] == pytest.approx(float(best["val/loss"]))
-    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["sweep.csv"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["sweep.csv", "sweep.yaml"]
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {child.info.run_id for child in children} == {
         Path(row["run_dir"], "mlflow_run_id").read_text().strip() for row in rows
@@ -114,7 +114,7 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
 def test_a_run_that_fails_is_told_and_the_others_finish(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail_in_001(folder: Path) -> None:
+    def fail_in_001(folder: Path, data: Path) -> None:
         if folder.name == "001":
             raise RuntimeError("no luck\nat all")
 
@@ -133,10 +133,10 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 ) -> None:
     record = snapshot.write
 
-    def stop_at_001(folder: Path) -> None:
+    def stop_at_001(folder: Path, data: Path) -> None:
         if folder.name == "001":
             os.kill(os.getpid(), signal.SIGTERM)
-        record(folder)
+        record(folder, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "write", stop_at_001)
@@ -239,8 +239,8 @@ MISTAKES = {
     "-m seed=1,2 search=default": "search and lists of values exclude each other.",
     "search=default +search.space.optim.x={low:0,high:1}": "search.space names optim.x, which is not a setting here.",
     "search=default search.space.optim.lr.low=0": "search.space.optim.lr must have low and high, or choices: ",
-    "search=default +search.space.seed={low:-1,high:1}": "seed must be >= 0 and <= 4294967295, got -1.",
-    "search=default +search.space.seed={low:0,high:1} seed=3": "seed is chosen by the search. Leave it out",
+    "search=default model=cnn +search.space.seed={low:-1,high:1}": "seed must be >= 0 and <= 4294967295, got -1.",
+    "search=default model=cnn +search.space.seed={low:0,high:1} seed=3": "seed is chosen by the search. Leave it out",
     "search=default search.sampler=best": "search.sampler must be one of tpe, random, got best.",
     "search=default search.direction=down": "search.direction must be one of minimize, maximize, got down.",
     "search=default search.trials=0": "search.trials must be >= 1, got 0.",

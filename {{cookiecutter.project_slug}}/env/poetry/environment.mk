@@ -25,9 +25,9 @@ setup: ## make the environment and check the PyTorch build
 	@test -f poetry.lock || $(POETRY) lock
 	$(POETRY) install --extras dev
 	@rm -f $(UNFINISHED)
-	@$(BIN)/python scripts/check_build.py
+	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)
-	@$(MAKE) --no-print-directory dvc-ready
+	@$(MAKE) --no-print-directory dvc-ready store-ready
 
 lock: ## take the newest versions that pyproject.toml allows into poetry.lock
 	$(POETRY) update --lock

@@ -32,6 +32,7 @@ from .tracking import Row, Tracker
 
 MONITOR = "val/loss"
 LOSS_CHECK_STEPS = 50  # on a GPU the loss is looked at so often: each look waits for the GPU
+STEPS_A_ROW = 50  # as often the tracker gets a row between the epochs; on a GPU it is waited for then
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # those that this system has; USR2 is what submitit sends
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class Signals:
         if kind is None and self.signum and callable(self.before.get(self.signum)):
             signal.raise_signal(self.signum)
 
+    def came(self) -> bool:
+        return self.signum != 0
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -102,16 +106,51 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 class History(Callback):
-    """One row an epoch: in the log, in `history.csv`, in the stores, and in the checkpoint, where it continues."""
+    """One row an epoch: in the log, in `history.csv`, and in the checkpoint, where it continues.
+
+    The tracker gets these rows, what cannot be the same twice (speed), and rows between the epochs.
+    """
 
     def __init__(self, run: Run) -> None:
         self.file = run.history
         self.tracker: Tracker | None = None  # rank 0 gets one
         self.rows: list[Row] = []
+        self.clock = Clock()
+        self.epoch_clock = Clock()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.tracker:
-            self.tracker.resume(self.rows)
+        for row in self.rows:
+            self._track(row)
+        self.clock.restart()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epoch_clock.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.tracker and self.tracker.details and trainer.is_global_zero and batch_idx == 0:
+            self.tracker.draw(pl_module.model, batch[0], trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.tracker:
+            return
+        num_images = len(batch[0]) * trainer.world_size
+        self.clock.num_images += num_images
+        self.epoch_clock.num_images += num_images
+        if (batch_idx + 1) % (STEPS_A_ROW * trainer.accumulate_grad_batches) == 0:
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+            self.tracker.add(
+                trainer.global_step,
+                {
+                    "step/train_loss": float(loss) * trainer.accumulate_grad_batches,  # of this process's last batch
+                    "step/lr": trainer.optimizers[0].param_groups[0]["lr"],
+                    "speed/images_per_s_of_steps": self.clock.images_per_s(),
+                },
+            )
+            self.clock.restart()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
@@ -120,7 +159,21 @@ class History(Callback):
         log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
         if self.tracker:
             self.write()
-            self.tracker.add(self.rows[-1])
+            # with the validation's time, which is the user's time, too
+            self._track(
+                self.rows[-1]
+                | {"speed/epoch_s": self.epoch_clock.s(), "speed/images_per_s": self.epoch_clock.images_per_s()}
+            )
+
+    def _track(self, row: Row) -> None:
+        if self.tracker:
+            self.tracker.add(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+    def track_best(self) -> None:
+        """What the best checkpoint reaches: MLflow's table shows the last row of each metric."""
+        best = self.best()
+        named = {f"best/{name.replace('/', '_')}": value for name, value in best.items() if name != "step"}
+        self._track({"step": best["step"], **named})
 
     def write(self) -> None:
         text = io.StringIO()
@@ -139,6 +192,22 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+
+
+class Clock:
+    """Images and the seconds they took."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.started_at, self.num_images = time.perf_counter(), 0
+
+    def s(self) -> float:
+        return time.perf_counter() - self.started_at
+
+    def images_per_s(self) -> float:
+        return self.num_images / max(self.s(), 1e-9)
 
 
 class RankState(Callback):

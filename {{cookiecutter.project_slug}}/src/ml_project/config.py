@@ -1,5 +1,7 @@
 """What the settings in `conf/` may be: checked before torch is imported.
 
+    python -m ml_project.config train settings.yaml model=mlp    # writes what decides the result, for dvc.yaml
+
 The YAML files are the only list of settings; the type of a setting is the type of its default.
 What a type cannot say stands in LIMITS.
 """
@@ -9,17 +11,21 @@ from __future__ import annotations
 import functools
 import operator
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .errors import UserError
+from .errors import UserError, one_sentence
 
 CONF = Path(__file__).parent / "conf"
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-OPTIONAL = {"trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes"}  # or null
+OPTIONAL = {  # or null
+    "trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes",
+    "tracking.system_every_s", "data.num_workers",
+}  # fmt: skip
 LIMITS: dict[str, list[tuple[str, float]]] = {
     "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
     "data.batch_size": [(">=", 1)],
@@ -36,6 +42,7 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "launch.parallel": [(">=", 1)],
     "search.parallel": [(">=", 1)],
     "search.trials": [(">=", 1)],
+    "tracking.system_every_s": [(">", 0)],
     "trainer.max_epochs": [(">=", 1)],
     "trainer.devices": [(">=", 1)],
     "trainer.num_nodes": [(">=", 1)],
@@ -48,7 +55,9 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "val_fraction": [(">", 0), ("<", 1)],
     "test_fraction": [(">", 0), ("<", 1)],
 }
-HOW_STARTED = frozenset({"launch", "run_dir", "search", "seeds", "sweep_dir"})  # they do not change what a run computes
+# they do not change what a run computes
+HOW_STARTED = frozenset({"launch", "restart_if_changed", "run_dir", "search", "seeds", "sweep_dir"})
+RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "register", "tracking"}  # nor do these
 
 # conf/train.yaml: what was chosen makes a sweep, also without -m
 OmegaConf.register_new_resolver(
@@ -90,6 +99,8 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
             f"data.batch_size must divide by the {num_devices} devices, got {batch_size}. "
             f"Try data.batch_size={nearest}."
         )
+    if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
+        raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
     name = settings.get("experiment_name", "x")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
         raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
@@ -108,6 +119,15 @@ def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
 
 
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, interpolations resolved."""
+    kept = {str(key): cfg[key] for key in cfg if key not in RECORDED_ONLY}  # the others may hold a password
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in kept.items()
+    }
+
+
 def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration as `python -m ml_project.<config_name>` composes it; for tests and notebooks too."""
     import hydra
@@ -117,6 +137,22 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(config_name, overrides=list(overrides))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(config_name, overrides=list(overrides))
+
+
+def answer_help(doc: str | None, config_name: str) -> None:
+    """End with what the program is for and what can be chosen, if --help was typed; Hydra's own takes twice as long."""
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    chosen: dict[str, Any] = {}
+    for each in OmegaConf.load(CONF / f"{config_name}.yaml").defaults:
+        chosen |= dict(each) if OmegaConf.is_dict(each) else {}
+    print(f"{doc}\nWhat can be chosen, and the default:\n")
+    for group, default in chosen.items():
+        if (CONF / group).is_dir():
+            choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+            print(f"    {group + '=' + (default or 'null'):20} {choices}")
+    print("\nEvery setting:  --cfg job      What it means:  the files in conf/      Hydra's own options:  --hydra-help")
+    sys.exit()
 
 
 def typed_key(override: str) -> str:
@@ -157,3 +193,15 @@ def _same_type(value: Any, default: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {bool: "true or false,", int: "a whole number", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), type(value).__name__)
+
+
+def main(program: str, file: str, *overrides: str) -> None:
+    cfg = compose(program, overrides)
+    check(cfg, program, overrides)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(OmegaConf.to_yaml(deciding(cfg)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main(*sys.argv[1:])

@@ -8,12 +8,22 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .messages import first_line
+
 CONTINUE_ME = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+# What says that the machine is at fault rather than the program: its GPU, driver, libraries, memory, limits.
+DEVICE_ERRORS = re.compile(
+    "CUDA (error|driver|out of memory)|no kernel image|NVIDIA driver|cuDNN|CUDNN_|CUBLAS_|NCCL|MPS backend"
+    "|DefaultCPUAllocator|shared memory|Bus error|received 0 items of ancdata|Too many open files"
+)
+LOOK_AT_THE_MACHINE = "This looks like the machine's fault, not the program's. Look at it with: make doctor"
 
 # Of all OSErrors, those that the user mends outside the program; others are bugs and keep their traceback.
 OS_ERRORS = {
@@ -45,8 +55,12 @@ def one_sentence(config_name: str = "train") -> Iterator[None]:
             logging.getLogger(__name__).exception("stopped")  # the whole traceback, into train.log
         sentence = explain(error, config_name)
         if sentence is None:
+            if is_of_the_device(error) and LOOK_AT_THE_MACHINE not in getattr(error, "__notes__", []):
+                error.add_note(LOOK_AT_THE_MACHINE)  # Python prints it below the traceback
             raise
         if ranks.rank() > 0:  # rank 0 says it; Lightning would kill it for a child that ends with another status
+            if ranks.starter():
+                time.sleep(10)  # torchrun ends all when the first ends, and rank 0 may not have spoken yet
             sys.exit(1 if ranks.starter() else 0)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
@@ -57,8 +71,32 @@ def explain(error: BaseException, config_name: str = "train") -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
-        return "another process of this run was killed or failed; what it said is above. Go on with: make resume"
+        look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
+        return f"another process of this run was killed or failed; what it said is above. {look}Go on with: make resume"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; imported it need not be
+        said = first_line(error).split(". GPU")[0].rstrip(".")
+        return f"{said}. Try half of data.batch_size, or see who holds the GPU's memory: make doctor"
+    if "DataLoader timed out" in str(error):
+        return (
+            "the processes that load batches have stopped giving any. What they said is above; `make doctor` knows the "
+            "usual causes (shared memory, open files), and data.num_workers=0 does without them."
+        )
+    if "'MLFLOW_TRACKING_URI' not found" in str(error):
+        return (
+            "tracking=server needs the address of the server. Set MLFLOW_TRACKING_URI=https://..., and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where it asks who you "
+            "are."
+        )
     return _explain_hydra(error, config_name) or _explain_disk(error)
+
+
+def is_of_the_device(error: BaseException | None) -> bool:
+    """Also one that a library has wrapped in its own."""
+    while error is not None:
+        if isinstance(error, RuntimeError | OSError) and DEVICE_ERRORS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _explain_hydra(error: BaseException, config_name: str) -> str | None:
@@ -110,7 +148,9 @@ def _explain_disk(error: BaseException | None) -> str | None:
     """Look through the chain of causes: libraries wrap the error of the operating system in their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in OS_ERRORS:
-            return f"{error.filename or 'writing'}: {OS_ERRORS[error.errno]}, then start again."
+            return (
+                f"{error.filename or 'writing (to the disk, or /dev/shm)'}: {OS_ERRORS[error.errno]}, then start again."
+            )
         if "database or disk is full" in str(error):
             return f"MLflow's database: {OS_ERRORS[errno.ENOSPC]}, then start again."
         error = error.__cause__ or error.__context__

@@ -1,7 +1,8 @@
-"""The two pictures every run leaves behind."""
+"""The pictures a run leaves behind."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,18 +23,33 @@ def learning_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int, file: Path) -> None:
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], file: Path) -> None:
     """How often each class (row) was taken for which (column); `labels` and `predicted` are int, N."""
-    counts = np.zeros((num_classes, num_classes), dtype=int)
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(counts, (labels, predicted), 1)
-    figure = Figure(figsize=(6, 5.5), layout="constrained")
+    size = max(6.0, 0.35 * len(classes))
+    figure = Figure(figsize=(size, size - 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
     for row, column in np.argwhere(counts):
         dark = counts[row, column] > counts.max() / 2
         axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
-    axes.set(
-        xlabel="predicted", ylabel="label", xticks=range(num_classes), yticks=range(num_classes),
-        title=f"{counts.trace()} of {counts.sum()} right",
-    )  # fmt: skip
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="label", title=f"{counts.trace()} of {counts.sum()} right")
+    figure.savefig(file, dpi=120)
+
+
+def worst_mistakes(images_NCHW: np.ndarray, titles: Sequence[str], file: Path) -> None:
+    """The images in a grid; values in 0..1, one colour channel or three, C."""
+    columns = max(1, math.ceil(math.sqrt(len(titles))))
+    rows = max(1, math.ceil(len(titles) / columns))
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, image_CHW, title in zip(figure.axes, images_NCHW, titles, strict=False):
+        axes.imshow(image_CHW.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=8)
+    if not titles:
+        figure.suptitle("no mistakes")
     figure.savefig(file, dpi=120)

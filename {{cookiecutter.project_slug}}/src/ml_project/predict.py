@@ -1,10 +1,12 @@
-"""Predict the class of new images with a run's best checkpoint; a CSV table on standard output.
+"""Predict the class of new images with a trained model; a table on standard output, or in a file.
 
-    python -m ml_project.predict photo.png drawing.jpg
-    python -m ml_project.predict data/processed/test.npz --run runs/digits/...
+    python -m ml_project.predict photo.png folder/of/images
+    python -m ml_project.predict data/processed/test.npz --model runs/digits/… --output answers.parquet
+    python -m ml_project.predict photo.png --model models:/ml_project@champion
 
-An image file is made grey and resized to what the model expects, bright ink on dark ground as in the digits.
-A `.npz` or `.npy` file holds images as float32, N C H W, in 0..1.
+An image is made grey, if the model expects that, and resized to what it expects: bright ink on dark ground as in the
+digits. A `.npz` or `.npy` file holds images as N C H W: float32 as the model saw them in the training, or uint8.
+A `.csv` file holds rows with the columns of the table that the model was trained on.
 """
 
 from __future__ import annotations
@@ -12,77 +14,186 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import store
 from .errors import UserError, one_sentence
 from .run import Run, find, load_config, program
+from .snapshot import read_data
+from .sources import read_image, read_table
 
 if TYPE_CHECKING:
     import numpy as np
 
-SUMMARY = "Predict the class of new images with a run's best checkpoint."
+SUMMARY = "Predict the class of new images with a trained model."
+IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+ARRAYS = {".npy", ".npz"}
+COLUMNS = ("file", "index", "label", "class", "probability")
+AT_ONCE = 1000  # images
 
 
-def predict(run: Run, files: Sequence[Path]) -> Iterator[tuple[Path, int, int, float]]:
-    """For each image: its file, its place in the file, the class, and the probability the model gives to it.
+@dataclass(frozen=True)
+class Model:
+    """images_NCHW float32 -> probabilities_NK float32."""
+
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    image_shape: tuple[int, ...]
+    classes: Sequence[str] | None
+    data: Mapping[str, Any]  # what the run's data.json says
+
+
+@dataclass(frozen=True)
+class Answer:
+    """For one image: its file, its place in the file, the most probable class, and how probable it is."""
+
+    file: Path
+    index: int
+    label: int
+    name: str
+    probability: float
+
+
+def load(name: str | None) -> Model:
+    """The model of a run's folder, of a checkpoint in it, or of MLflow (`models:/...`, `runs:/...`).
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    if name and name.startswith(("models:/", "runs:/")):
+        return _from_mlflow(name)
+    if name and name.endswith(".ckpt"):
+        checkpoint = Path(name)
+        if not checkpoint.is_file():
+            raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
+        return _from_run(Run(checkpoint.parent.parent), checkpoint)
+    run = find(name)
+    return _from_run(run, run.best)
+
+
+def predict(model: Model, files: Sequence[Path]) -> Iterator[Answer]:
+    """Of each image in these files and folders the answer, in order.
 
     Raises:
         UserError: a file is missing, is no image, or does not fit the model.
     """
+    for file in _expand(files):
+        images_NCHW = read_images(file, model.image_shape, model.data)
+        for start in range(0, len(images_NCHW), AT_ONCE):
+            probabilities_NK = model.probabilities(images_NCHW[start : start + AT_ONCE])
+            for index, probabilities_K in enumerate(probabilities_NK, start):
+                label = int(probabilities_K.argmax())
+                name = model.classes[label] if model.classes else str(label)
+                yield Answer(file, index, label, name, float(probabilities_K[label]))
+
+
+def read_images(file: Path, image_shape: tuple[int, ...], data: Mapping[str, Any]) -> np.ndarray:
+    """Images of a file as float32, N C H W; `data` is what the run's `data.json` says.
+
+    Raises:
+        UserError: the file is missing, is no image, or has another shape.
+    """
+    import numpy as np
+
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Give image files, folders of them, .csv, .npy or .npz.")
+    if file.suffix == ".csv":
+        return read_table(file, data)
+    try:
+        if file.suffix in ARRAYS:
+            loaded = np.load(file, allow_pickle=False)
+            images: np.ndarray = loaded["images"] if file.suffix == ".npz" else loaded
+        else:
+            images = read_image(file, image_shape)[None]
+    except (ValueError, KeyError, EOFError):
+        raise UserError(f"{file} is neither an image nor an array `images`. Give image files, .npy or .npz.") from None
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        raise UserError(f"{file} must hold images of the shape N, {str(image_shape)[1:-1]}, got {images.shape}.")
+    scale = 255 if images.dtype == np.uint8 else 1
+    return np.ascontiguousarray(images, dtype=np.float32) / np.float32(scale)
+
+
+def write(answers: Iterator[Answer], file: Path | None) -> None:
+    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there whole or not at all."""
+    rows = ((str(each.file), each.index, each.label, each.name, each.probability) for each in answers)
+    if file is None:
+        table = csv.writer(sys.stdout)
+        table.writerow(COLUMNS)
+        table.writerows((*row, f"{probability:.4f}") for *row, probability in rows)
+        return
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    new = file.with_name(f"{file.name}.new")
+    frame.to_parquet(new, index=False) if file.suffix == ".parquet" else frame.to_csv(new, index=False)
+    new.replace(file)
+    print(f"wrote {file}: {len(frame)} images", file=sys.stderr)
+
+
+def _from_run(run: Run, checkpoint: Path) -> Model:
     import torch
 
     from .train import build_task, load_weights
 
     cfg = load_config(run)
     task = build_task(cfg)
-    load_weights(task, run.best)
+    load_weights(task, checkpoint)
     task.eval()
-    for file in files:
-        images_NCHW = torch.from_numpy(read_images(file, tuple(cfg.data.image_shape)))
+
+    def probabilities(images_NCHW: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            probabilities_NK = task(images_NCHW).softmax(dim=1)
-        for index, (probability, label) in enumerate(zip(*probabilities_NK.max(dim=1), strict=True)):
-            yield file, index, int(label), float(probability)
+            answers: np.ndarray = task(torch.from_numpy(images_NCHW)).softmax(dim=1).numpy()
+        return answers
+
+    data = read_data(run.folder)
+    return Model(probabilities, tuple(cfg.data.image_shape), data.get("classes"), data)
 
 
-def read_images(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Images of a file as float32, N C H W, in 0..1.
+def _from_mlflow(name: str) -> Model:
+    from .registry import address_of_store
 
-    Raises:
-        UserError: the file is missing, is no image, or has another shape.
-    """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    uri = address_of_store()
+    store.quiet_mlflow()
+    import mlflow
 
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Give image files, .npy or .npz.")
+    mlflow.set_tracking_uri(uri)
     try:
-        if file.suffix in (".npy", ".npz"):
-            loaded = np.load(file, allow_pickle=False)
-            images: np.ndarray = np.asarray(loaded["images"] if file.suffix == ".npz" else loaded, dtype=np.float32)
-        else:
-            channels, height, width = image_shape
-            image = Image.open(file).convert("L" if channels == 1 else "RGB").resize((width, height))
-            pixels = np.asarray(image, dtype=np.float32) / 255
-            images = pixels.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
-    except (UnidentifiedImageError, ValueError, KeyError, EOFError):
-        raise UserError(f"{file} is neither an image nor an array `images`. Give image files, .npy or .npz.") from None
-    if images.ndim != 4 or images.shape[1:] != image_shape:
-        raise UserError(f"{file} must hold images of the shape N, {str(image_shape)[1:-1]}, got {images.shape}.")
-    return np.ascontiguousarray(images)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow about itself
+            loaded: Any = mlflow.pyfunc.load_model(name)
+    except Exception as error:
+        if store.is_absent(error):
+            raise UserError(f"MLflow at {store.without_password(uri)} has no {name}. Run: make promote") from None
+        raise UserError(store.trouble(uri, error)) from error
+    _, *image_shape = loaded.metadata.signature.inputs.inputs[0].shape
+    data = loaded.metadata.metadata or {}
+    return Model(loaded.predict, tuple(image_shape), data.get("classes"), data)
+
+
+def _expand(files: Sequence[Path]) -> Iterator[Path]:
+    """A folder stands for the images in it, at any depth."""
+    for file in files:
+        if not file.is_dir():
+            yield file
+            continue
+        images = sorted(inside for inside in file.rglob("*") if inside.suffix.lower() in IMAGES | ARRAYS)
+        if not images:
+            raise UserError(f"{file} holds no images ({', '.join(sorted(IMAGES | ARRAYS))}).")
+        yield from images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=program("predict"), description=SUMMARY)
-    parser.add_argument("files", nargs="+", type=Path, help="images, or arrays as .npy or .npz")
-    parser.add_argument("--run", help="the folder of a run; without it the newest")
+    parser.add_argument("files", nargs="+", type=Path, help="images, folders of images, or arrays as .npy or .npz")
+    parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
+    parser.add_argument("--output", type=Path, help="a .csv or .parquet file; without it standard output")
     arguments = parser.parse_args()
-    table = csv.writer(sys.stdout)
-    table.writerow(["file", "index", "label", "probability"])
-    for file, index, label, probability in predict(find(arguments.run), arguments.files):
-        table.writerow([file, index, label, f"{probability:.4f}"])
+    if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")
+    write(predict(load(arguments.model), arguments.files), arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,223 @@
 """Split the raw data once into train, val and test: the first stage of `dvc.yaml`.
 
-    python -m ml_project.prepare            # or `make data`, which skips it when nothing changed
+    python -m ml_project.prepare                            # or `make data`, which skips it when nothing changed
+    python -m ml_project.prepare source=fashion_mnist       # other data, beside these: conf/source/
 
-Each split is a file `<split>.npz` with `images` (float32, N C H W, in 0..1), `labels` (int64, N) and
-`rows` (int64, N: the place in the raw data). `split.json` records the seed, the counts and the SHA-256 of each file.
+Each split is a file `<split>.npz` with `images` (N C H W; uint8, or float32), `labels` (int64, N) and `rows` (int64, N:
+the place in the raw data). `split.json` records the seed, the counts, the names of the classes in the order of their
+labels, the shape of the images, what a table was standardised with, and the SHA-256 of each file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from .config import check
+from .config import CONF, answer_help, check, compose
+from .download import sha256
 from .errors import UserError, one_sentence
+from .run import as_plain, program
+from .sources import SPLITS, Raw
+
+PART_BYTES = 1 << 26  # of the images are written at once
 
 
-def load_raw() -> tuple[np.ndarray, np.ndarray]:
-    """The raw data: images (float32, N C H W, in 0..1) and labels (int64, N). Put your own here."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images_NHW = digits.images.astype(np.float32) / 16  # the pixels count from 0 to 16
-    return images_NHW[:, None], digits.target.astype(np.int64)
-
-
-def prepare(folder: Path, *, split_seed: int, val_fraction: float, test_fraction: float) -> dict[str, int]:
+def prepare(
+    folder: Path, source: Callable[[], Raw], *, split_seed: int, val_fraction: float, test_fraction: float
+) -> dict[str, Any]:
     """Write the three splits and `split.json` into `folder`, each class in the same share everywhere.
 
+    Splits that the source has already are kept. Shares are those of all rows; where the test split is given, `val` is
+    a share of what is left.
+
     Returns:
-        The number of rows of each split.
+        The content of `split.json`.
 
     Raises:
-        UserError: nothing would be left to train on.
+        UserError: the raw data cannot be used or split.
     """
-    from sklearn.model_selection import train_test_split
-
     if val_fraction + test_fraction >= 1:
         raise UserError(
             f"val_fraction + test_fraction must be < 1, got {val_fraction} + {test_fraction}: "
             "nothing is left to train on. Make one of them smaller."
         )
-    images, labels = load_raw()
-    rows = np.arange(len(labels), dtype=np.int64)
-    rest, test = train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=split_seed)
-    train, val = train_test_split(
-        rest, test_size=val_fraction / (1 - test_fraction), stratify=labels[rest], random_state=split_seed
-    )
+    if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
+    raw = source()
+    labels, classes = _labels(raw)
+    splits = _split(labels, classes, raw.official, split_seed, val_fraction, test_fraction)
+    images, standardised = _images(raw, splits["train"])
 
-    splits = {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
         new = Path(temporary) / "new"  # complete before it takes the place of the old one
         new.mkdir()
         for name, chosen in splits.items():
-            np.savez(new / f"{name}.npz", images=images[chosen], labels=labels[chosen], rows=chosen)
+            _write(new / f"{name}.npz", chosen, images=images, labels=labels, rows=np.arange(len(labels)))
         record = {
             "split_seed": split_seed,
             "rows": {name: len(chosen) for name, chosen in splits.items()},
+            "classes": classes,
+            "image_shape": list(images.shape[1:]),
+            **standardised,
             "sha256": {name: sha256(new / f"{name}.npz") for name in splits},
         }
         (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.move(folder, Path(temporary) / "old")
         new.replace(folder)
-    return {name: len(chosen) for name, chosen in splits.items()}
+    return record
 
 
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _write(file: Path, chosen: np.ndarray, **arrays: np.ndarray) -> None:
+    """These rows of each array, as np.savez would; a part at a time, as they may be more than memory holds."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            header = np.lib.format.header_data_from_array_1_0(array[:0]) | {"shape": (len(chosen), *array.shape[1:])}
+            step = max(1, PART_BYTES // max(1, array[:1].nbytes))
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for start in range(0, len(chosen), step):
+                    member.write(array[chosen[start : start + step]].tobytes())
+
+
+def command_for(folder: Path) -> str:
+    """What has to be typed to have this folder."""
+    if (CONF / "source" / f"{folder.name}.yaml").is_file():
+        return f"{program('prepare')} source={folder.name}"
+    return "make data"
+
+
+def settings_for(image_shape: Sequence[int], num_classes: int) -> str:
+    """What has to be typed to train on such images."""
+    shape = ",".join(str(size) for size in image_shape)
+    return f"'data.image_shape=[{shape}]' data.num_classes={num_classes}"  # quoted: zsh takes brackets for a pattern
+
+
+def _labels(raw: Raw) -> tuple[np.ndarray, list[str]]:
+    """The labels as 0, 1, ... (int64, N), and the names of the classes."""
+    if raw.images.ndim != 4 or len(raw.images) != len(raw.labels) or not len(raw.labels):
+        raise UserError(
+            f"a source must give images of the shape N C H W and N labels, got {raw.images.shape} and "
+            f"{len(raw.labels)}. Grey images without a channel get one by images[:, None]."
+        )
+    if raw.classes:
+        labels, classes = np.asarray(raw.labels), list(raw.classes)
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+            raise UserError(f"with {len(classes)} names of classes, labels must be 0 to {len(classes) - 1}.")
+    else:
+        found, labels = np.unique(raw.labels, return_inverse=True)
+        classes = [str(name) for name in found]
+    if len(classes) < 2:
+        raise UserError(f"all {len(labels)} examples are of the class {classes[0]!r}: at least two classes are needed.")
+    return labels.astype(np.int64), classes
+
+
+def _split(
+    labels: np.ndarray,
+    classes: Sequence[str],
+    official: Mapping[str, np.ndarray],
+    split_seed: int,
+    val_fraction: float,
+    test_fraction: float,
+) -> dict[str, np.ndarray]:
+    """The rows of each split, sorted: those that are given, the others drawn with each class in the same share."""
+    from sklearn.model_selection import train_test_split
+
+    splits = dict(official)
+    train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), np.concatenate([[], *official.values()]))
+    drawn = {"test": test_fraction, "val": val_fraction}
+    drawn = {name: fraction for name, fraction in drawn.items() if name not in official}
+    counts = np.bincount(labels[train], minlength=len(classes))
+    if counts.min() <= len(drawn):
+        rare = [f"{classes[label]!r} ({counts[label]})" for label in map(int, np.flatnonzero(counts <= len(drawn)))]
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        raise UserError(
+            f"too few examples of {', '.join(rare[:5])}{more}: each class needs {len(drawn) + 1}, "
+            f"one for {', '.join(['train', *sorted(drawn)])} each. Add some, or leave these classes out."
+        )
+    left = 1.0
+    for name, fraction in drawn.items():
+        try:
+            train, splits[name] = train_test_split(
+                train, test_size=fraction / left, stratify=labels[train], random_state=split_seed
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{len(labels)} examples of {len(classes)} classes cannot be split by {name}_fraction={fraction}: "
+                f"{error}. Add examples, or change the fraction."
+            ) from None
+        left -= fraction
+    return {name: np.sort({"train": train, **splits}[name]) for name in SPLITS}
+
+
+def _images(raw: Raw, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The images as they are stored, and what a table was standardised with: mean and spread of its training rows."""
+    if raw.images.dtype == np.uint8:
+        return raw.images, {}
+    if not np.isfinite(raw.images).all():
+        raise UserError("the images hold values that are no numbers (NaN or infinite). Mend them in the source.")
+    if not raw.features:
+        return raw.images.astype(np.float32), {}
+    mean, std = raw.images[train].mean(axis=0), raw.images[train].std(axis=0)
+    std[std == 0] = 1  # a column that never changes
+    record = {"features": list(raw.features), "mean": mean.ravel().tolist(), "std": std.ravel().tolist()}
+    return ((raw.images - mean) / std).astype(np.float32), record
+
+
+def _how_to_train(source: str, folder: str, record: Mapping[str, Any]) -> str:
+    """The command that trains on what was prepared: only what differs from the defaults."""
+    choice = [f"data={source}"] if (CONF / "data" / f"{source}.yaml").is_file() else []
+    cfg = compose("train", choice)
+    choice = [*choice, f"experiment_name={source}"] if cfg.data != compose("train").data else []
+    shape, num_classes = record["image_shape"], len(record["classes"])
+    if cfg.data.folder != folder:
+        choice.append(f"data.folder={folder}")
+    if (cfg.data.image_shape, cfg.data.num_classes) != (shape, num_classes):
+        choice.append(settings_for(shape, num_classes))
+    if "features" in record and not cfg.model._target_.endswith(".MLP"):
+        choice.append("model=mlp")  # a row has no neighbouring pixels
+    return " ".join([program("train"), *choice])
+
+
+def _source(cfg: DictConfig) -> Callable[[], Raw]:
+    try:
+        source: Callable[[], Raw] = hydra.utils.instantiate(as_plain(cfg.source), _partial_=True)
+    except InstantiationException as error:
+        raise UserError(
+            f"source._target_={cfg.source._target_} cannot be found. "
+            f"Name a function such as {__package__}.sources.digits."
+        ) from error
+    return source  # called in prepare: what it raises stays as it is
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def _prepare(cfg: DictConfig) -> None:
     with one_sentence("prepare"):
         check(cfg, "prepare", HydraConfig.get().overrides.task)
-        rows = prepare(
+        record = prepare(
             Path(cfg.folder),
+            _source(cfg),
             split_seed=cfg.split_seed,
             val_fraction=cfg.val_fraction,
             test_fraction=cfg.test_fraction,
         )
-    print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in rows.items()))
+        print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
+        print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['source'], cfg.folder, record)}")
 
 
 if __name__ == "__main__":
+    answer_help(__doc__, "prepare")
     with one_sentence("prepare"):  # once more, for what Hydra finds before it calls _prepare
         _prepare()

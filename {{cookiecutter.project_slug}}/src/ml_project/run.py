@@ -2,10 +2,10 @@
 
     runs/<experiment>/<start to the microsecond>-<random>/
         config.yaml      what was composed; the checkpoints are read with it
-        checkpoints/     last.ckpt to go on from, best.ckpt to use
-        starts.jsonl  environment.json  uncommitted.diff    how, with what and from which code it was started
-        history.csv  train.log  mlflow_run_id  tensorboard/
-        metrics.json     the best epoch; written last: a folder that has it is finished
+        checkpoints/     last.ckpt to go on from, best.ckpt to use, made_of.json: settings, code and data they come from
+        starts.jsonl  environment.json  data.json  uncommitted.diff    how, with what and from which code it was started
+        history.csv  metrics.jsonl  train.log  mlflow_run_id  tensorboard/  model/
+        metrics.json     the best epoch, and the id in MLflow; written last: a folder that has it is finished
         error.txt        why it failed
 
 Training in a folder that holds `last.ckpt` continues it, in the same MLflow run. One process at a time.
@@ -18,7 +18,9 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import slurm, snapshot
-from .config import HOW_STARTED, flatten, typed_key
+from .config import RECORDED_ONLY, deciding, flatten, typed_key
 from .errors import UserError
 from .messages import open_log
 
@@ -37,8 +39,9 @@ RUNS = Path("runs")
 UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
 MAY_GROW = "trainer.max_epochs"  # a continued run may go on for longer
 # how a run is done, not what is trained: may change whenever it is continued
-FREE = HOW_STARTED | {"allow_changes", "init_from", "tracking", "checkpoint"}
+FREE = RECORDED_ONLY | {"init_from"}
 LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
+TRACKED = ("mlflow_run_id", "mlflow_sent.json", "metrics.jsonl", "unsent.json")  # mirror.py
 LOCK_WAIT_S = 15  # a killed run's loader processes hold its lock until they notice, after 5 s at most on Linux
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
+    """The folder; `anew` says why what it holds is of another run, and is deleted when this one starts."""
+
     folder: Path
+    anew: str = ""
 
     @property
     def config(self) -> Path:
@@ -63,6 +69,10 @@ class Run:
     @property
     def best(self) -> Path:
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def made_of(self) -> Path:
+        return self.checkpoints / "made_of.json"  # among them: DVC brings both or none
 
     @property
     def log(self) -> Path:
@@ -92,6 +102,19 @@ class Run:
     def lock(self) -> Path:
         return self.folder / ".lock"
 
+    def checkpoint(self) -> Path | None:
+        """What to go on from."""
+        return self.last if self.last.exists() and not self.anew else None
+
+    def go_on(self) -> str:
+        """The command that continues it: what DVC has started, it must end as well."""
+        return "dvc repro" if "DVC_STAGE" in os.environ else f"{program('train')} run_dir={self.folder}"
+
+    def mlflow_id(self) -> dict[str, str]:
+        """For `dvc exp show`; empty where MLflow has not answered yet."""
+        file = self.mlflow_run_id
+        return {file.name: file.read_text(encoding="utf-8").strip()} if file.is_file() else {}
+
     def finished(self) -> bool:
         return self.metrics.is_file() and self.config.is_file()
 
@@ -113,6 +136,8 @@ def choose(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictCon
     if folder is None:
         return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
     run = Run(folder)
+    if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_anew(run, cfg)):
+        return Run(folder, why), cfg
     if run.config.exists():
         _refuse_half_a_copy(run)
         return run, _continued(run, cfg, overrides)
@@ -133,25 +158,30 @@ def occupied(run: Run, cfg: DictConfig) -> Iterator[None]:
     # a new name is never taken twice; a folder that was named may be there
     run.folder.mkdir(parents=True, exist_ok=cfg.run_dir is not None or run.config.exists())
     with _locked(run):
+        if run.anew:
+            _empty(run)
         outdated = [run.metrics, run.error]
         if not run.config.exists():  # nothing of an earlier run may pass for this one's
-            outdated += [run.history, run.mlflow_run_id]
+            outdated += [run.starts, run.history, *(run.folder / name for name in TRACKED)]
         for file in outdated:
             file.unlink(missing_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
         open_log(run.log)
         with run.starts.open("a", encoding="utf-8") as starts:
             starts.write(json.dumps(snapshot.start_record()) + "\n")
-        snapshot.write(run.folder)
+        snapshot.write(run.folder, Path(cfg.data.folder))
+        if run.anew:
+            log.info("%s begins anew: %s", run.folder, run.anew)
+        _record_made_of(run, cfg)
         cfg = cfg.copy()
-        cfg.run_dir = None  # the folder may move
+        cfg.run_dir, cfg.restart_if_changed = None, False  # the folder may move
         write_whole(run.config, OmegaConf.to_yaml(cfg))
         log.info("run %s", run.folder)
         yield
 
 
 def find(folder: str | None) -> Run:
-    """The run in this folder; without one, the run whose best checkpoint is newest.
+    """The run in this folder, or with this MLflow id; without one, the run whose best checkpoint is newest.
 
     Raises:
         UserError: there is none, or it has no checkpoint yet.
@@ -162,6 +192,11 @@ def find(folder: str | None) -> Run:
             raise UserError(f"there is no trained run in {RUNS.resolve()}. Run: make train")
         return Run(checkpoints[-1].parent.parent)
     run = Run(Path(folder))
+    if not run.folder.exists() and re.fullmatch("[0-9a-f]{32}", folder):
+        ids = (file for file in RUNS.rglob("mlflow_run_id") if file.read_text(encoding="utf-8").strip() == folder)
+        if (file := next(ids, None)) is None:
+            raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
+        run = Run(file.parent)
     if not run.config.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
     if not run.best.is_file():
@@ -230,7 +265,7 @@ def _of_slurm_job(overrides: Sequence[str]) -> str | None:
 def _newest_unfinished() -> Path:
     runs = [Run(file.parent) for file in sorted(RUNS.rglob("starts.jsonl"), key=lambda file: file.stat().st_mtime)]
     for run in reversed(runs):
-        if run.config.is_file() and not run.finished() and _owner(run) is None:
+        if run.config.is_file() and not run.finished() and owner(run) is None:
             return run.folder
     raise UserError(f"there is no unfinished run in {RUNS.resolve()}. To start a new one, leave run_dir out.")
 
@@ -271,13 +306,58 @@ def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
     return stored
 
 
+def _why_anew(run: Run, cfg: DictConfig) -> str:
+    """Why this folder is not continued; empty if it is."""
+    before, now = _read_made_of(run), _made_of(cfg)
+    if not before or not run.config.exists() or (run.best.exists() and not run.last.exists()):
+        return "what it holds is not complete"
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        return f"{', '.join(changed[:5])}{more} changed"
+    return "it was finished" if run.finished() else ""
+
+
+def _made_of(cfg: DictConfig) -> dict[str, Any]:
+    made_of = snapshot.made_of(dict(flatten(OmegaConf.create(deciding(cfg)))), Path(cfg.data.folder))
+    plain: dict[str, Any] = json.loads(json.dumps(made_of))
+    return plain
+
+
+def _read_made_of(run: Run) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(run.made_of.read_text(encoding="utf-8"))
+        return before
+    except (OSError, ValueError):
+        return {}
+
+
+def _record_made_of(run: Run, cfg: DictConfig) -> None:
+    """What was continued with another code, other data or other settings is made of neither."""
+    now = _made_of(cfg)
+    if run.last.exists() and _read_made_of(run) != now:
+        run.made_of.unlink(missing_ok=True)
+    else:
+        write_whole(run.made_of, json.dumps(now, indent=2) + "\n")
+
+
+def _empty(run: Run) -> None:
+    """Delete all but the lock, which is held; first what would let the rest be continued."""
+    run.made_of.unlink(missing_ok=True)
+    for file in run.folder.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file != run.lock:
+            file.unlink()
+
+
 def _parents(key: str) -> set[str]:
     """`a.b.c` -> a, a.b, a.b.c"""
     parts = key.split(".")
     return {".".join(parts[: end + 1]) for end in range(len(parts))}
 
 
-def _owner(run: Run) -> dict[str, Any] | None:
+def owner(run: Run) -> dict[str, Any] | None:
     """The start that holds the lock of this folder, if one does."""
     from filelock import FileLock, Timeout
 
@@ -296,14 +376,14 @@ def _locked(run: Run) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(run.lock)
-    owner = _owner(run)
+    holder = owner(run)
     try:
-        lock.acquire(timeout=0 if owner and _lives(owner) else LOCK_WAIT_S)
+        lock.acquire(timeout=0 if holder and _lives(holder) else LOCK_WAIT_S)
     except Timeout:
-        owner = owner or {}
+        holder = holder or {}
         raise UserError(
-            f"{run.folder} is in use: process {owner.get('pid')} on {owner.get('host')} trains there since "
-            f"{owner.get('started_at')}. Wait for it, stop it, or leave run_dir out to start a new run."
+            f"{run.folder} is in use: process {holder.get('pid')} on {holder.get('host')} trains there since "
+            f"{holder.get('started_at')}. Wait for it, stop it, or leave run_dir out to start a new run."
         ) from None
     try:
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 def command() -> str:
     """This process's command, as it can be typed again."""
     main = sys.modules["__main__"].__spec__
+    if main is None and Path(sys.argv[0]).stem == f"{__package__}-train":
+        return shlex.join(["python", "-m", f"{__package__}.train", *sys.argv[1:]])
     program = ["-m", main.name] if main else [sys.argv[0]]
     return shlex.join(["python", *program, *sys.argv[1:]])
 
@@ -34,7 +38,9 @@ def start_record() -> dict[str, Any]:
         "command": command(),
         "host": platform.node(),
         "pid": os.getpid(),
+        "user": _user(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
         **git_state(),
     }
 
@@ -51,8 +57,14 @@ def git_state() -> dict[str, Any]:
         return {}
 
 
-def write(folder: Path) -> None:
-    """`environment.json` and, where files differ from the commit, `uncommitted.diff`."""
+def write(folder: Path, data: Path) -> None:
+    """`environment.json`, `data.json` and, where files differ from the commit, `uncommitted.diff`.
+
+    Args:
+        folder: of the run.
+        data: the folder of the prepared data.
+    """
+    _write_data(folder / "data.json", data)
     file = folder / "environment.json"
     now = environment()
     if file.is_file():
@@ -79,6 +91,27 @@ def copy_code(folder: Path) -> None:
     (folder / COPY_OF.name).write_text(json.dumps(git_state()) + "\n", encoding="utf-8")
 
 
+def data_version(folder: Path) -> dict[str, str]:
+    """DVC's hash of the prepared data, if `dvc.lock` describes them as they are; else the SHA-256 of `split.json`.
+
+    Reads the data once, about as long as the check of their SHA-256 takes; DVC itself would have to be imported.
+    """
+    if not (folder / "split.json").is_file():
+        return {}
+    if (known := _locked_data(folder)) and known == _dvc_hash(folder):
+        return {"data_dvc_md5": known}
+    return {"data_split_sha256": hashlib.sha256((folder / "split.json").read_bytes()).hexdigest()}
+
+
+def made_of(settings: dict[str, Any], data: Path) -> dict[str, Any]:
+    """What decides a run's result: its settings, the package's code, the prepared data."""
+    package = Path(__file__).parent
+    files = {file.relative_to(package).as_posix(): file for file in sorted(package.rglob("*.py"))}
+    files["the data"] = data / "split.json"  # it holds the SHA-256 of the other files
+    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+    return {**settings, **hashes}
+
+
 def environment() -> dict[str, Any]:
     """Python, packages, system and GPUs; torch must be imported already to be asked for them."""
     gpus, driver = [], None
@@ -96,6 +129,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _write_data(file: Path, data: Path) -> None:
+    version = data_version(data)
+    if not version:
+        return
+    split = json.loads((data / "split.json").read_text(encoding="utf-8"))
+    known = {key: split[key] for key in ("rows", "classes", "features", "mean", "std") if key in split}
+    record = {"folder": data.as_posix(), **version, **known}
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != record:
+        log.warning("this run was started with other data: %s has changed since", data)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = before.get("packages", {}), now["packages"]
     changed = [f"{name} {old[name]} -> {new.get(name)}" for name in old if old[name] != new.get(name)]
@@ -104,6 +149,55 @@ def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         log.warning("this run was started with other versions: %s%s", ", ".join(changed[:5]), more)
+
+
+def read_data(run: Path) -> dict[str, Any]:
+    """What `data.json` in the folder of a run says; empty where there is none."""
+    file = run / "data.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return record
+
+
+def same_data(folder: Path, record: dict[str, Any]) -> bool:
+    """Is this the data that `data.json` of a run describes?"""
+    split = folder / "split.json"
+    if not split.is_file():
+        return False
+    if md5 := record.get("data_dvc_md5"):
+        return bool(_dvc_hash(folder) == md5)
+    return bool(hashlib.sha256(split.read_bytes()).hexdigest() == record["data_split_sha256"])
+
+
+def _locked_data(folder: Path) -> str | None:
+    """What `dvc.lock` says of this folder, which a stage has written."""
+    from omegaconf import OmegaConf
+
+    try:
+        lock: Any = OmegaConf.to_container(OmegaConf.load("dvc.lock"))
+        outs = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    except Exception:  # no file, a conflict of Git in it, ...: what is raised depends on where it is damaged
+        return None
+    return outs.get(folder.as_posix())
+
+
+def _dvc_hash(folder: Path) -> str:
+    """As DVC 3 hashes a folder: the MD5 of the list of its files with theirs."""
+    files = []
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as content:
+                md5 = hashlib.file_digest(content, "md5").hexdigest()
+            files.append({"md5": md5, "relpath": file.relative_to(folder).as_posix()})
+    files.sort(key=lambda entry: entry["relpath"])
+    return hashlib.md5(json.dumps(files).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _user() -> str | None:
+    """The name of who started it; a container may have none for its user's number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def _driver() -> str | None:

@@ -16,6 +16,7 @@ How a run went is read from its folder: a launcher may die, a job may be cancell
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import signal
@@ -30,13 +31,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from . import ranks, slurm
+from . import mirror, ranks, record, slurm, snapshot, store
 from .config import HOW_STARTED, check, compose, flatten, typed_key
 from .errors import CONTINUE_ME, UserError, explain
 from .outcome import Job, Ranking, tell
 from .run import RUNS, program
 from .seeds import evaluate_all, tell_seeds
-from .tracking import make_mlflow_run, mlflow_client
+from .store import Access
+from .tracking import Sender
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -74,7 +76,10 @@ def _lead(context: HydraContext, task: TaskFunction, config: DictConfig, folder:
     """The sweep on rank 0."""
     stored = OmegaConf.load(folder / "sweep.yaml")
     first = compose("train", stored.first)
-    parent = _open_parent(folder, first, config, stored.arguments)
+    Access(first.tracking.mlflow_uri).check()
+    with (folder / "starts.jsonl").open("a", encoding="utf-8") as starts:
+        starts.write(json.dumps(snapshot.start_record()) + "\n")
+    sender = Sender(folder, first.tracking.mlflow_uri) if first.tracking.mlflow_uri else None
 
     if config.get("search"):
         from .search import Search
@@ -114,8 +119,7 @@ def _lead(context: HydraContext, task: TaskFunction, config: DictConfig, folder:
         print(f"error: {trouble}", file=sys.stderr)
     if status:
         print(f"go on with: {program('train')} sweep_dir={folder}")
-    if parent:
-        _close_parent(parent, first, folder, {0: "FINISHED", 1: "FAILED", CONTINUE_ME: "KILLED"}[status], best)
+    _close(sender, folder, jobs, {0: "FINISHED", 1: "FAILED", CONTINUE_ME: "KILLED"}[status], best)
     if status:
         sys.exit(status)
 
@@ -216,10 +220,14 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
     name = f"sweep-{started_at}-{secrets.token_hex(3)}"
     folder: Path = RUNS / compose("train", first).experiment_name / name
     folder.mkdir(parents=True)
+    params = {typed_key(override).lstrip("+~"): override.partition("=")[2] for override in kept}
+    if searched:
+        params |= {f"search.{key}": str(value) for key, value in flatten(config.search)}
     story = {
         "arguments": list(typed),
         "hydra": list(config.hydra.overrides.hydra),
         "first": first,
+        "params": {key: value for key, value in params.items() if key.split(".")[0] != "tracking"},
         "jobs": [] if searched else jobs,
     }
     (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(story)), encoding="utf-8")
@@ -320,35 +328,20 @@ def _add_seconds(folder: Path, seconds: float) -> None:
         file.write_text(f"{before + seconds:.2f}\n", encoding="utf-8")
 
 
-def _open_parent(folder: Path, first: DictConfig, config: DictConfig, arguments: Sequence[str]) -> str | None:
-    """The id of the sweep's MLflow run, made at the first call; None where nothing is tracked."""
-    if first.tracking.mlflow_uri is None:
-        return None
-    from mlflow.entities import Param
-
-    client, file = mlflow_client(first.tracking.mlflow_uri), folder / "mlflow_run_id"
-    if file.exists():
-        run_id = file.read_text(encoding="utf-8").strip()
-        client.update_run(run_id, status="RUNNING")
-        return run_id
-    run_id = make_mlflow_run(client, first.tracking.mlflow_uri, first.experiment_name, folder)
-    typed = (override.partition("=") for override in arguments if _group(override) != "tracking")
-    params = {key.lstrip("+~"): value for key, _, value in typed}
-    if config.get("search"):
-        params |= {f"search.{key}": str(value) for key, value in flatten(config.search)}
-    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
-    file.write_text(run_id + "\n", encoding="utf-8")
-    return run_id
-
-
-def _close_parent(run_id: str, first: DictConfig, folder: Path, status: str, best: dict[str, float]) -> None:
-    """What came out; a tracking server that fails now must not change the exit status of hours of work."""
-    try:
-        client = mlflow_client(first.tracking.mlflow_uri)
-        for name, value in best.items():
-            client.log_metric(run_id, name, value)
-        for file in sorted(folder.glob("*.csv")):
-            client.log_artifact(run_id, str(file))
-        client.set_terminated(run_id, status)
-    except Exception as error:
-        print(f"warning: MLflow did not take the result of the sweep: {str(error).splitlines()[0]}", file=sys.stderr)
+def _close(sender: Sender | None, folder: Path, jobs: Sequence[Job], status: str, best: dict[str, float]) -> None:
+    """Send the sweep's outcome to MLflow, and what its runs could not send before."""
+    if sender is None:
+        return
+    if best:
+        num_starts = len((folder / "starts.jsonl").read_text(encoding="utf-8").splitlines())
+        record.add_row(folder, num_starts, best, int(time.time() * 1000))
+    sender.close(status, give_up=lambda: False)
+    if mirror.unsent(folder).exists():
+        return
+    for job in jobs:
+        if job.state == "finished" and mirror.unsent(job.folder).exists():
+            try:
+                mirror.send_all(job.folder, sender.uri)
+            except Exception as error:
+                print(f"warning: run {job.name} is not in MLflow ({store.why(error)}). Send it later: make sync")
+                return

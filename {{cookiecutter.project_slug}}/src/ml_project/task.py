@@ -43,11 +43,15 @@ class ImageClassifier(pl.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN is to be seen
         self.val_loss, self.test_loss = self.train_loss.clone(), self.train_loss.clone()
         # micro: right images by all images; macro would weigh each class alike
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_accuracy = MulticlassAccuracy(
+            num_classes,
+            average="micro",
+            validate_args=False,  # its checks wait for the GPU in each step
+        )
         self.val_accuracy, self.test_accuracy = self.train_accuracy.clone(), self.train_accuracy.clone()
         self.sharded = False
         self.test_labels_B: list[Tensor] = []
-        self.test_predicted_B: list[Tensor] = []
+        self.test_logits_BK: list[Tensor] = []
 
     def configure_model(self) -> None:
         """Share the parameters out, where the trainer says so (trainer=fsdp)."""
@@ -64,15 +68,24 @@ class ImageClassifier(pl.LightningModule):
         return logits_BK
 
     def training_step(self, batch: Batch) -> Tensor:
-        return self._step("train", batch, self.train_loss, self.train_accuracy)[0]
+        loss, _ = self._step(batch, self.train_loss, self.train_accuracy)
+        if self.trainer.is_last_batch:  # each call of log() takes as long as a small model's forward pass
+            self._log("train", self.train_loss, self.train_accuracy)
+        return loss
 
     def validation_step(self, batch: Batch) -> None:
-        self._step("val", batch, self.val_loss, self.val_accuracy)
+        self._step(batch, self.val_loss, self.val_accuracy)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val", self.val_loss, self.val_accuracy)
 
     def test_step(self, batch: Batch) -> None:
-        _, logits_BK = self._step("test", batch, self.test_loss, self.test_accuracy)
+        _, logits_BK = self._step(batch, self.test_loss, self.test_accuracy)
         self.test_labels_B.append(batch[1].cpu())
-        self.test_predicted_B.append(logits_BK.argmax(dim=1).cpu())
+        self.test_logits_BK.append(logits_BK.float().cpu())
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test", self.test_loss, self.test_accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None:
@@ -82,13 +95,18 @@ class ImageClassifier(pl.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
 
-    def _step(self, stage: str, batch: Batch, mean_loss: Metric, accuracy: Metric) -> tuple[Tensor, Tensor]:
-        """Loss and logits; logs the means over the epoch."""
+    def _step(self, batch: Batch, mean_loss: Metric, accuracy: Metric) -> tuple[Tensor, Tensor]:
+        """Loss and logits; counts them."""
         images_BCHW, labels_B = batch
         logits_BK = self(images_BCHW)
         loss: Tensor = self.loss(logits_BK, labels_B)
-        mean_loss.update(loss.detach(), len(labels_B))
+        mean_loss.update(
+            loss.detach(), torch.full_like(loss.detach(), len(labels_B))
+        )  # a number would wait for the GPU
         accuracy.update(logits_BK, labels_B)
+        return loss, logits_BK
+
+    def _log(self, stage: str, mean_loss: Metric, accuracy: Metric) -> None:
+        """The means over the epoch."""
         for name, metric in ((f"{stage}/loss", mean_loss), (f"{stage}/accuracy", accuracy)):
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
-        return loss, logits_BK

@@ -1,180 +1,287 @@
-"""A run's rows of metrics in MLflow and TensorBoard. The run's folder has them first; here they are copied.
+"""A run's rows of metrics: into its folder, from there to TensorBoard and, beside the training, to MLflow.
 
-So a run that is killed between two of its steps has each row exactly once after it was continued: what MLflow has
-already is not sent again, and TensorBoard's files are written anew at each start.
+The training never waits for MLflow, and does not end because of it. What could not be sent stays in the folder, where
+`make sync`, or the next start, finds it: mirror.py.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
-import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from .config import HOW_STARTED, flatten
+from . import mirror, record, store
 from .messages import first_line
-from .run import Run
-from .snapshot import command, git_state
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from torch import Tensor
 
 Row = dict[str, float]
+
+FIRST_AFTER_S = 3.0  # the training's first steps come before the import of MLflow, which takes seconds
+SEND_EVERY_S = 1.0  # rows that come within this time go together
+TRY_AGAIN_S = (1.0, 60.0)  # after a failure, then twice as long each time, at most
+NO_CURVES = ("best/", "epoch", "speed/", "system/")  # TensorBoard would show them first
+# how long the end of a run waits for an answer, and for all of them; Slurm gives a preempted job 30 s or so
+PATIENCE_S = {"FINISHED": (10.0, 60.0), "FAILED": (5.0, 30.0), "KILLED": (5.0, 15.0)}
 
 log = logging.getLogger(__name__)
 
 
-def mlflow_client(uri: str) -> MlflowClient:
-    """A client of this store; MLflow is quiet and sends nothing to its makers."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    import mlflow
-
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    with _one_at_a_time(uri):
-        if (file := _database(uri)) and not file.exists():
-            # a process killed while MLflow makes its tables would leave a file that MLflow never opens again
-            new = file.with_name(f"{file.name}.new")
-            new.unlink(missing_ok=True)
-            mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
-            new.replace(file)
-        return mlflow.MlflowClient(tracking_uri=uri)
-
-
 class Tracker:
-    """Copies rows to what `tracking` names; without MLflow and TensorBoard it does nothing.
+    """Keeps the rows of a run.
 
     Args:
-        run: the folder has been made.
-        cfg: the run's configuration.
+        folder: of the run; it has been made.
+        uri: of MLflow's store, or None.
+        tensorboard: write TensorBoard's files.
+        details: to TensorBoard also the graph, images and histograms.
+        system_every_s: how often the machine's load becomes a row; None for never.
+        new: the folder has never been trained in.
     """
 
-    def __init__(self, run: Run, cfg: DictConfig) -> None:
-        self.run = run
-        self.uri: str | None = cfg.tracking.mlflow_uri
-        self.writer: Any = None
-        self.sent: set[tuple[str, int]] = set()
-        self.run_id = ""
-        self.resumed = False
-        if self.uri:
-            self.client = mlflow_client(self.uri)
-            self.run_id = _open_mlflow_run(self.client, self.uri, run, cfg)
-        if cfg.tracking.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self,
+        folder: Path,
+        uri: str | None,
+        *,
+        tensorboard: bool = False,
+        details: bool = False,
+        system_every_s: float | None = None,
+        new: bool = False,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.details = details and tensorboard
+        self.drawn = False
+        self.adding = threading.Lock()
+        record.cut_off_half_a_row(self.folder)
+        rows = record.read_rows(self.folder)
+        self.known = {(name, row["step"]) for row in rows for name in row["metrics"]}
+        self.rows = rows if tensorboard else None
+        self.sender = Sender(self.folder, uri, new=new) if uri else None
+        self.system = None
+        if uri and system_every_s:
+            num_samples = sum(any(name.startswith("system/") for name in row["metrics"]) for row in rows)
+            self.system = SystemLoad(system_every_s, num_samples, self.add)
 
-            shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
-            self.writer = SummaryWriter(run.folder / "tensorboard")
+    @functools.cached_property
+    def writer(self) -> Any:
+        """TensorBoard's, or None; made for the first row, as its import takes longer than the first step."""
+        return None if self.rows is None else _tensorboard(self.folder, self.rows)
 
-    def resume(self, rows: Sequence[Row]) -> None:
-        """Send what the checkpoint has and the stores lack; once."""
-        if self.resumed:
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row; a metric that has been measured at this step, before the run was killed, is left as it was."""
+        with self.adding:
+            new = {name: value for name, value in metrics.items() if (name, step) not in self.known}
+            if not new:
+                return
+            now_s, writer = time.time(), self.writer
+            record.add_row(self.folder, step, new, int(now_s * 1000))
+            self.known |= {(name, step) for name in new}
+            if writer:
+                _draw_scalars(writer, step, new, now_s)
+        if self.sender:
+            self.sender.wake.set()
+
+    def draw(self, model: Any, images_BCHW: Tensor, step: int) -> None:
+        """Into TensorBoard: once the model's graph and some images, each time histograms of the weights."""
+        if not self.writer:
             return
-        self.resumed = True
-        if self.run_id:
-            for name in self.client.get_run(self.run_id).data.metrics:
-                history = self.client.get_metric_history(self.run_id, name)
-                self.sent |= {(name, metric.step) for metric in history}
-        for row in rows:
-            self.add(row)
+        if not self.drawn:
+            self.drawn = True
+            self.writer.add_images("images", images_BCHW[:16], step)
+            self._draw_graph(model, images_BCHW)
+        for name, parameter in model.named_parameters():
+            self.writer.add_histogram(name, parameter.detach().float().cpu(), step)
 
-    def add(self, row: Row) -> None:
-        """One row: `epoch`, `step`, and the metrics."""
-        step = int(row["step"])
-        if self.writer:
-            for name, value in row.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, step)
-        if self.run_id:
-            from mlflow.entities import Metric
+    def _draw_graph(self, model: Any, images_BCHW: Tensor) -> None:
+        """From a copy in evaluation: neither random numbers nor the statistics of the norms may change."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard traces by torch.jit, which is old
+            try:
+                self.writer.add_graph(copy.deepcopy(model).eval(), images_BCHW[:2])
+            except Exception as error:  # whatever tracing cannot follow
+                log.warning("TensorBoard gets no graph of the model: %s", first_line(error))
 
-            new = [name for name in row if name != "step" and (name, step) not in self.sent]
-            now_ms = int(time.time() * 1000)
-            self.client.log_batch(self.run_id, [Metric(name, row[name], now_ms, step) for name in new])
-            self.sent |= {(name, step) for name in new}
+    def close(self, status: str, give_up: Callable[[], bool] = lambda: False) -> None:
+        """End as FINISHED, FAILED or KILLED; waits for MLflow as long as it answers.
 
-    def close(self, status: str, files: Sequence[Any] = ()) -> None:
-        """End the MLflow run as FINISHED, FAILED or KILLED, with these files as its artifacts."""
-        if self.writer:
+        Args:
+            status: of the run.
+            give_up: true if the user wants to go.
+        """
+        if self.system:
+            self.system.stop()
+        if "writer" in self.__dict__ and self.writer:
             self.writer.close()
-        if self.run_id:
-            for file in files:
-                self.client.log_artifact(self.run_id, str(file))
-            self.client.set_terminated(self.run_id, status)
+        if self.sender:
+            self.sender.close(status, give_up)
 
 
-def _open_mlflow_run(client: MlflowClient, uri: str, run: Run, cfg: DictConfig) -> str:
-    """The id of the run's MLflow run, made at the first call, with settings, command, folder and git commit."""
-    run_id = _earlier_run(client, run, cfg)
-    if run_id is None:
-        run_id = make_mlflow_run(client, uri, cfg.experiment_name, run.folder)
-    if not run.mlflow_run_id.exists():
-        run.mlflow_run_id.write_text(run_id + "\n", encoding="utf-8")
+class Sender:
+    """A thread that keeps MLflow equal to the folder.
 
-    from mlflow.entities import Param
+    Args:
+        folder: of the run.
+        uri: of MLflow's store.
+        new: MLflow cannot know this folder yet.
+    """
 
-    known = client.get_run(run_id).data.params
-    missing = [Param(key, str(value)) for key, value in _parameters(cfg) if key not in known]
-    client.log_batch(run_id, params=missing)
-    return run_id
+    def __init__(self, folder: Path, uri: str, *, new: bool = False) -> None:
+        self.folder = folder
+        self.uri = uri
+        self.wake = threading.Event()
+        self.closing = threading.Event()
+        self.status = "RUNNING"
+        self.failing = ""
+        self.asked_at: float | None = None  # while MLflow is asked
+        self.mirror = mirror.Mirror(folder, uri, new=new)
+        mirror.note(folder, self.status)
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self.thread.start()
+
+    def close(self, status: str, give_up: Callable[[], bool]) -> None:
+        self.status = status
+        mirror.note(self.folder, status, self.failing)
+        self.closing.set()
+        self.wake.set()
+        answer_s, all_s = PATIENCE_S[status]
+        if not self.uri.startswith("http"):  # a database is slow only while its tables are made, the first time
+            answer_s = all_s
+        started_at = time.monotonic()
+        answered_at = self.asked_at or started_at
+        num_answers, told = self.mirror.num_answers, False
+        while self.thread.is_alive() and not give_up():
+            self.thread.join(0.1)
+            now = time.monotonic()
+            if self.mirror.num_answers != num_answers:
+                num_answers, answered_at = self.mirror.num_answers, now
+            if now - answered_at > answer_s or now - started_at > all_s:
+                break
+            if not told and now - started_at > 3:
+                told = True
+                log.info("sending the rest to MLflow")
+        if mirror.unsent(self.folder).exists():
+            why = self.failing or "it answers too slowly"
+            mirror.note(self.folder, status, why)
+            log.warning("MLflow has not got everything of this run (%s). Send the rest: make sync", why)
+
+    def _work(self) -> None:
+        wait_s = TRY_AGAIN_S[0]
+        self.wake.wait(FIRST_AFTER_S)
+        while True:
+            closing = self.closing.is_set()
+            self.wake.clear()
+            self.asked_at = time.monotonic()
+            try:
+                if closing:
+                    self.mirror.finish(self.status)
+                    return
+                self.mirror.update()
+            except Exception as error:  # of any kind: the training goes on
+                self.mirror.ask_again()
+                self._tell(error)
+                self.asked_at = None
+                if closing:
+                    return
+                self.closing.wait(wait_s)
+                wait_s = min(2 * wait_s, TRY_AGAIN_S[1])
+                continue
+            self.asked_at = None
+            if self.failing:
+                log.info("MLflow at %s answers again", store.without_password(self.uri))
+                self.failing, wait_s = "", TRY_AGAIN_S[0]
+            self.wake.wait()
+            self.closing.wait(SEND_EVERY_S)
+
+    def _tell(self, error: Exception) -> None:
+        """Once, until it answers again."""
+        if not self.failing and not self.closing.is_set() and not isinstance(error, record.NotYet):
+            log.warning(
+                "MLflow at %s does not take this run (%s). Training goes on; everything is kept in the run's folder",
+                store.without_password(self.uri),
+                store.why(error),
+            )
+        log.debug("MLflow", exc_info=error)
+        self.failing = store.why(error)
 
 
-def _earlier_run(client: MlflowClient, run: Run, cfg: DictConfig) -> str | None:
-    """The MLflow run of an earlier start in this folder, running again."""
-    run_id = None
-    if run.mlflow_run_id.exists():
-        run_id = run.mlflow_run_id.read_text(encoding="utf-8").strip()
-    elif run.num_starts() > 1 and (experiment := client.get_experiment_by_name(cfg.experiment_name)):
-        # killed after MLflow had made its run, before the folder knew
-        wanted = f"tags.run_dir = '{run.folder.as_posix()}'"
-        for found in client.search_runs([experiment.experiment_id], wanted, max_results=1):
-            run_id = str(found.info.run_id)
-    if run_id is None:
-        return None
-    try:
-        client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, "command", command())
-        return run_id
-    except Exception as error:  # MLflow raises its own kinds for each store
-        log.warning("MLflow run %s cannot be continued (%s): a new one is started", run_id, first_line(error))
-        run.mlflow_run_id.unlink(missing_ok=True)
-        return None
+class SystemLoad:
+    """A thread that measures the machine: CPU, memory, disk, network, and GPUs, under the names MLflow shows.
+
+    Args:
+        every_s: seconds between two rows.
+        num_samples: how many rows there are already; a row's step is its number.
+        add: what takes a row.
+    """
+
+    def __init__(self, every_s: float, num_samples: int, add: Callable[[int, Mapping[str, float]], None]) -> None:
+        self.every_s = every_s
+        self.num_samples = num_samples
+        self.add = add
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="system", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.thread.join(2)
+
+    def _work(self) -> None:
+        if self.stopping.wait(min(FIRST_AFTER_S, self.every_s)):
+            return
+        try:
+            monitors = _monitors()
+            for monitor in monitors:
+                monitor.collect_metrics()  # the first load of the CPU is always 0
+                monitor.clear_metrics()
+            while not self.stopping.wait(self.every_s):
+                metrics: Row = {}
+                for monitor in monitors:
+                    monitor.collect_metrics()
+                    metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+                    monitor.clear_metrics()
+                self.add(self.num_samples, metrics)
+                self.num_samples += 1
+        except Exception as error:
+            log.warning("the machine's load is not recorded: %s", first_line(error))
 
 
-def make_mlflow_run(client: MlflowClient, uri: str, experiment_name: str, folder: Path) -> str:
-    """The id of a new MLflow run for this folder, of a run or a sweep, with its command and git commit."""
-    with _one_at_a_time(uri):  # two runs that start together make one experiment
-        experiment = client.get_experiment_by_name(experiment_name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
-    tags = {"run_dir": folder.as_posix(), "command": command()}
-    if git := git_state():
-        tags |= {"mlflow.source.git.commit": git["git_commit"], "git.dirty": str(git["git_dirty"])}
-    sweep = folder.parent / "mlflow_run_id"
-    if sweep.is_file():
-        tags["mlflow.parentRunId"] = sweep.read_text(encoding="utf-8").strip()
-    return str(client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id)
+def _monitors() -> list[Any]:
+    """MLflow's own, without what sends their values."""
+    store.quiet_mlflow()
+    from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
+
+    kinds: list[Callable[[], Any]] = [
+        cpu_monitor.CPUMonitor, disk_monitor.DiskMonitor, network_monitor.NetworkMonitor, gpu_monitor.GPUMonitor,
+    ]  # fmt: skip
+    monitors = []
+    for kind in kinds:
+        with suppress(Exception):  # no NVIDIA driver, no network, ...
+            monitors.append(kind())
+    return monitors
 
 
-def _parameters(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """What decides the result; not where it is recorded, which may hold a password, nor how it was started."""
-    return ((key, value) for key, value in flatten(cfg) if key.split(".")[0] not in {"tracking", *HOW_STARTED})
+def _tensorboard(folder: Path, rows: Sequence[dict[str, Any]]) -> Any:
+    """TensorBoard's files of this run, written anew with the rows there are: so each step is in them once."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    writer = SummaryWriter(folder / "tensorboard", flush_secs=10)
+    for row in rows:
+        _draw_scalars(writer, row["step"], row["metrics"], row["time_ms"] / 1000)
+    return writer
 
 
-def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
-    """A lock beside a database in a file: of many runs that start together, one makes it."""
-    file = _database(uri)
-    if file is None:
-        return nullcontext()
-    from filelock import FileLock
-
-    return FileLock(f"{file}.lock")
-
-
-def _database(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+def _draw_scalars(writer: Any, step: int, metrics: Mapping[str, float], time_s: float) -> None:
+    for name, value in metrics.items():
+        if not name.startswith(NO_CURVES):
+            writer.add_scalar(name, value, step, time_s)

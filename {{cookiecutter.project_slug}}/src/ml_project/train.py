@@ -4,11 +4,14 @@
     python -m ml_project.train optim.lr=0.01          # any setting of conf/, see --cfg job
     python -m ml_project.train run_dir=runs/digits/…  # continue a run that was stopped
 
-The only module that builds objects from configuration.
+What is typed is checked before anything starts.
 """
+
+# The only module that builds objects from configuration.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -23,18 +26,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from . import ranks, slurm
-from .config import check
+from .config import answer_help, check
 from .errors import CONTINUE_ME, INTERRUPTED, UserError, explain, one_sentence
 from .messages import first_line, quiet_lightning, stay_silent
-from .run import Run, as_plain, choose, load_config, occupied, program, write_whole
+from .mirror import unsent
+from .run import Run, as_plain, choose, load_config, occupied, write_whole
+from .snapshot import read_data
+from .store import Access
 from .sweep import one_run
+from .sync import sync
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
     import pytorch_lightning as pl
 
-    from .callbacks import History
+    from .callbacks import History, Signals
     from .data import ImageData
+    from .device import Choice
     from .task import ImageClassifier
+    from .tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +63,11 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     run, cfg, finished = ranks.decide(lambda: _choose(cfg, overrides))
     if finished:
         print(f"{run.folder} is finished. To train for longer: trainer.max_epochs={cfg.trainer.max_epochs * 2}")
+        if ranks.rank() == 0 and unsent(run.folder).exists():  # it was killed after its last epoch
+            sync([run.folder])
         return run
 
+    access = Access(cfg.tracking.mlflow_uri if ranks.rank() == 0 else None)  # asked while torch is imported
     import pytorch_lightning as pl
 
     from .callbacks import History, Signals, WholeFileIO, callbacks
@@ -66,16 +78,18 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     for split in ("train", "val"):
         data.split(split)  # a missing or damaged file is told before anything is written
     task = build_task(cfg)
-    if run.last.exists():
-        load_weights(task, run.last)
+    if checkpoint := run.checkpoint():
+        load_weights(task, checkpoint)
     elif cfg.init_from:
         load_weights(task, _checkpoint(cfg.init_from))
+    precision, choices = take_of_device(cfg, task)
     if cfg.compile:
         task.model.compile()
     history, signals = History(run), Signals()
     trainer = build_trainer(
         cfg,
-        logger=False,  # tracking.py
+        precision=precision,
+        logger=False,  # tracking.py does it
         callbacks=[*callbacks(run, history, signals, patience=cfg.patience, **cfg.checkpoint), *_report_to_search(run)],
         plugins=[WholeFileIO(), ranks.environment()],
         enable_progress_bar=sys.stderr.isatty() and ranks.rank() == 0,
@@ -83,21 +97,36 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         use_distributed_sampler=False,  # data.py shares the images out
     )
 
+    access.check()
     with ExitStack() as stack:
         if ranks.rank() == 0:
             stack.enter_context(occupied(run, cfg))
         else:
             stay_silent()
+        for choice in choices:
+            log.info("%s: %s", *choice)
         # Lightning's children read the configuration from the folder
         stack.enter_context(ranks.children_run(f"{__package__}.train", f"run_dir={run.folder}", "hydra.mode=RUN"))
         stack.enter_context(signals)
         try:
-            _fit(run, cfg, trainer, task, data, history)
+            _fit(run, cfg, trainer, task, data, history, signals, checkpoint)
         except Exception as error:
             if ranks.rank() == 0:
                 write_whole(run.error, (explain(error) or f"{type(error).__name__}: {first_line(error)}") + "\n")
             raise
     return run
+
+
+def export(run: Run) -> None:
+    """Write the best checkpoint in MLflow's format into the run's folder."""
+    from .data import as_float
+    from .registry import save_model
+
+    cfg = load_config(run)
+    task = build_task(cfg)
+    load_weights(task, run.best)
+    images_NCHW = as_float(build_data(cfg).split("val").__getitems__([0, 0])[0])
+    save_model(run.folder, task.model, images_NCHW.numpy(), read_data(run.folder))
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -120,11 +149,11 @@ def build_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """
     import torch
 
-    kind, wanted = cfg.trainer.accelerator, cfg.trainer.devices
-    if kind == "auto":
-        kind = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    from .device import kind_of
+
+    kind, wanted = kind_of(cfg.trainer.accelerator), cfg.trainer.devices
     here = {
-        "gpu": torch.cuda.device_count() or int(torch.backends.mps.is_available()),
+        "gpu": 0,
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
         "cpu": os.cpu_count() or 1,
@@ -132,9 +161,34 @@ def build_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     if kind in here and wanted > here[kind]:
         name = {"cpu": "CPU cores", "mps": "GPUs of a Mac"}.get(kind, "GPUs that PyTorch can use")
         other = f"trainer.devices={here[kind]}" if here[kind] else "trainer=cpu"
-        raise UserError(f"trainer.devices is {wanted}, but {name} here: {here[kind]}. Try {other}.")
+        why = " `make doctor` says why." if kind in ("gpu", "cuda") else ""
+        raise UserError(f"trainer.devices is {wanted}, but {name} here: {here[kind]}. Try {other}.{why}")
     trainer: pl.Trainer = _build(cfg.trainer, **options)
     return trainer
+
+
+def take_of_device(cfg: DictConfig, task: ImageClassifier) -> tuple[str, list[Choice]]:
+    """Let the task use what the GPU has; the precision, and every choice that was made."""
+    import torch
+
+    from . import device
+
+    name, capability = device.capability_of(device.kind_of(cfg.trainer.accelerator))
+    precision, choices = cfg.trainer.precision, []
+    if precision == "auto":
+        choices.append(device.precision(name, capability))
+        precision = choices[0].value
+    tensor_float = device.tensor_float(capability) if cfg.trainer.precision == "auto" else None
+    torch.set_float32_matmul_precision("high" if tensor_float else "highest")
+    layout = device.layout(task.model, capability)
+    if layout:
+        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    clips = cfg.trainer.gradient_clip_val is not None
+    fused = device.fused(task.make_optimizer, capability, precision, clips) if task.make_optimizer else None
+    if fused and task.make_optimizer:
+        task.make_optimizer = functools.partial(task.make_optimizer, fused=True)  # type: ignore[call-arg]
+    compiled = device.Choice("compiled", "compile=true was asked for") if cfg.compile else None
+    return precision, [choice for choice in (*choices, tensor_float, layout, fused, compiled) if choice]
 
 
 def load_weights(task: ImageClassifier, checkpoint: Path) -> None:
@@ -172,43 +226,68 @@ def load_weights(task: ImageClassifier, checkpoint: Path) -> None:
 def _choose(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, bool]:
     """The run, its configuration, and whether nothing is left to do."""
     run, cfg = choose(cfg, overrides)
-    if not run.finished():
+    if run.anew or not run.finished():
         return run, cfg, False
     return run, cfg, load_config(run).trainer.max_epochs >= cfg.trainer.max_epochs
 
 
 def _fit(
-    run: Run, cfg: DictConfig, trainer: pl.Trainer, task: ImageClassifier, data: ImageData, history: History
+    run: Run,
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    task: ImageClassifier,
+    data: ImageData,
+    history: History,
+    signals: Signals,
+    checkpoint: Path | None,
 ) -> None:
     """Train to the end, or to where it is stopped, and say so in the folder and in MLflow."""
     from .callbacks import Stopped
-    from .tracking import Tracker
 
-    tracker = history.tracker = Tracker(run, cfg) if ranks.rank() == 0 else None
-    checkpoint = run.last if run.last.exists() else None
+    tracker = history.tracker = _tracker(run, cfg) if ranks.rank() == 0 else None
     if checkpoint:
         log.info("continuing from %s", checkpoint)
     status, stop = "FAILED", None
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if tracker:
-            tracker.resume(history.rows)  # where nothing was left to train
+            history.on_train_start(trainer, task)  # where nothing was left to train
             _report(run, history)
-            files = (run.config, run.best, run.history, run.folder / "environment.json", learning_curve_of(run))
-            tracker.close("FINISHED", files)
-            write_whole(run.metrics, json.dumps(history.best(), indent=2) + "\n")
+            history.track_best()
+            if cfg.tracking.log_model:
+                export(run)
+            _finish(run, history)
+            tracker.close("FINISHED", give_up=signals.came)
+            _finish(run, history)  # MLflow's id may have come meanwhile
         status = "FINISHED"
     except Stopped as error:
         status, stop = "KILLED", error
     except SystemExit:  # how Lightning ends after the second Ctrl-C
         status = "KILLED"
-        log.info("stopped at once. Go on with: %s run_dir=%s", program("train"), run.folder)
+        log.info("stopped at once. Go on with: %s", run.go_on())
         sys.exit(INTERRUPTED)
     finally:
         if tracker and status != "FINISHED":
             tracker.close(status)
     if stop:
         _leave(run, stop.signum)
+
+
+def _finish(run: Run, history: History) -> None:
+    write_whole(run.metrics, json.dumps({**history.best(), **run.mlflow_id()}, indent=2) + "\n")
+
+
+def _tracker(run: Run, cfg: DictConfig) -> Tracker:
+    from .tracking import Tracker
+
+    return Tracker(
+        run.folder,
+        cfg.tracking.mlflow_uri,
+        tensorboard=cfg.tracking.tensorboard,
+        details=cfg.tracking.tensorboard_details,
+        system_every_s=cfg.tracking.system_every_s,
+        new=run.num_starts() == 1,
+    )
 
 
 def _leave(run: Run, signum: int) -> None:
@@ -219,7 +298,7 @@ def _leave(run: Run, signum: int) -> None:
         log.info("stopped: Slurm's job %s goes back into the queue, and continues here", slurm.job_id())
         slurm.requeue()
     else:
-        log.info("stopped. Go on with: %s run_dir=%s", program("train"), run.folder)
+        log.info("stopped. Go on with: %s", run.go_on())
     sys.exit(CONTINUE_ME)
 
 
@@ -281,6 +360,11 @@ def _train(cfg: DictConfig) -> None:
         train(cfg, overrides)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    answer_help(__doc__, "train")
     with one_sentence():  # once more, for what Hydra finds before it calls _train
         _train()
+
+
+if __name__ == "__main__":
+    main()

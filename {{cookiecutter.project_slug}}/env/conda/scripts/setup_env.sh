@@ -118,7 +118,7 @@ setup() {
     fi
     mkdir -p .conda/etc
     cp -R etc/conda .conda/etc/
-    "$PYTHON" scripts/check_build.py || {
+    "$PYTHON" -m ml_project.doctor --quick || [ $? -eq 2 ] || { # 2: something could not be told
         rm -f "$READY"
         exit 1
     }

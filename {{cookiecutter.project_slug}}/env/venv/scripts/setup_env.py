@@ -37,8 +37,9 @@ def main() -> None:
         step("Installing the project and its dependencies")
         if pip("install", "--editable", ".[dev]") != 0:
             fail("pip could not install the project (its message stands above). Mend that, then run `make setup` again")
-    if subprocess.run([str(PYTHON), str(ROOT / "scripts/check_build.py")]).returncode != 0:
-        sys.exit(1)  # it has said why
+    doctor = "ml_project.doctor"
+    if subprocess.run([str(PYTHON), "-m", doctor, "--quick"]).returncode not in (0, 2):
+        sys.exit(1)  # it has said why; 2 means that something could not be told
     READY.write_text(wanted, encoding="utf-8")
 
 

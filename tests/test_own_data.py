@@ -1,0 +1,104 @@
+"""docs/bring-your-own-data.md, followed line by line on tiny data."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run
+from loopback import serve
+
+pytestmark = pytest.mark.slow
+
+TINY_DATA = """
+import gzip, pathlib, sys
+import numpy as np
+from PIL import Image
+
+random = np.random.default_rng(0)
+
+def folder(name):
+    made = pathlib.Path(name)
+    made.mkdir(parents=True)
+    return made
+
+for name, colour in (("cat", 50), ("dog", 200)):
+    images = folder(f"data/raw/images/{name}")
+    for number in range(10):
+        Image.new("RGB", (30, 20 + number), (colour, number, 0)).save(images / f"{number}.png")
+
+eyes = folder("data/raw/eyes")
+np.save(eyes / "images.npy", random.integers(0, 256, (20, 24, 24, 3), dtype=np.uint8))
+np.save(eyes / "labels.npy", np.arange(20) % 2)
+
+clothes = folder(sys.argv[1])
+for part, count in (("train", 200), ("t10k", 50)):
+    images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (clothes / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+"""
+
+
+def write_settings(file: Path, settings: list[str]) -> None:
+    """Give each `key: value` to the line of this key; what has no key goes to the files that `prepare` depends on."""
+    text = file.read_text(encoding="utf-8")
+    for setting in settings:
+        key, _, value = setting.partition(": ")
+        if value:
+            text, count = re.subn(rf"^( *){re.escape(key)}: [^#\n]*", rf"\g<1>{setting} ", text, flags=re.MULTILINE)
+            assert count == 1, setting
+        else:
+            first = "      - src/my_project/download.py\n"
+            assert text.count(first) == 1
+            text = text.replace(first, f"      {setting}\n{first}")
+    file.write_text(text, encoding="utf-8")
+
+
+def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str], tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "__pycache__"))
+    venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}", "PYTHONPATH": str(copy / "src")}
+    page = (copy / "docs/bring-your-own-data.md").read_text(encoding="utf-8")
+    conf = copy / "src/my_project/conf"
+    run("python", "-c", TINY_DATA, tmp_path / "clothes", cwd=copy, env=venv)
+    (function,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with (copy / "src/my_project/sources.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n\n{function}")
+    for name, content in re.findall(r"`conf/(\S+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL):
+        (conf / name).write_text(content, encoding="utf-8")
+    clothes = conf / "source/fashion_mnist.yaml"
+    text = clothes.read_text(encoding="utf-8")
+    for part in (tmp_path / "clothes").iterdir():
+        text = re.sub(rf"{part.name}: \w+", f"{part.name}: {hashlib.sha256(part.read_bytes()).hexdigest()}", text)
+
+    commands = re.findall(r"^    ((?:mkdir|python|dvc) .*)$", page, re.MULTILINE)
+    *commands, pipeline = commands
+    assert len(commands) >= 10
+    with serve(tmp_path / "clothes") as address:
+        clothes.write_text(re.sub(r"address: \S+", f"address: {address}", text), encoding="utf-8")
+        for command in commands:
+            printed = run("sh", "-c", command, cwd=copy, env=venv).output
+            if "source.file=" in command:
+                for line in printed.splitlines():
+                    assert f"    {line}\n" in page
+            if "predict" in command:
+                assert len(printed.splitlines()) == 151
+
+    section = page.partition("## As the project's own data")[2]
+    for name, settings in re.findall(r"^\| `([\w/.]+)`[^|]*\| (.*) \|$", section, re.MULTILINE):
+        file = conf / name.removeprefix("conf/") if name.startswith("conf/") else copy / name
+        write_settings(file, re.findall(r"`([^`]+)`", settings))
+    run("dvc", "config", "--local", "core.no_scm", "true", cwd=copy, env=venv)
+    printed = run("sh", "-c", pipeline, cwd=copy, env=venv).output
+    assert "train on it: python -m my_project.train\n" in printed  # nothing has to be typed any more
+    assert "Running stage 'evaluate'" in printed
+    assert (copy / "data/processed/split.json").is_file()
+    printed = run(
+        "python", "-m", "pytest", "-q", "tests/test_data.py", "tests/test_model.py", cwd=copy, env=venv
+    ).output
+    assert " passed" in printed
