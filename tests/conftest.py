@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -200,6 +201,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple
 @pytest.fixture
 def project(demo: tuple[Path, str]) -> Path:
     return demo[0]
+
+
+@pytest.fixture
+def folder(demo: tuple[Path, str]) -> Path:
+    """The folder of the demo's run: other tests add more to the same project."""
+    found = re.search(r"^run folder     (\S+)$", demo[1], re.MULTILINE)
+    assert found, demo[1]
+    return demo[0] / found[1]
 
 
 @pytest.fixture(scope="session")

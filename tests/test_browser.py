@@ -32,14 +32,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(demo: tuple[Path, str]) -> Path:
-    """The demo's run: other tests add more to the same project."""
-    found = re.search(r"^run folder     (\S+)$", demo[1], re.MULTILINE)
-    assert found, demo[1]
-    return demo[0] / found[1]
-
-
 def look(browser: Path, program: str, port: int, folder: Path, picture: Path) -> dict[str, Any]:
     """What stood on the pages of a program, about this run; nothing went wrong there."""
     env = {**os.environ, "CHROMIUM": str(shutil.which("chromium"))}
@@ -68,11 +60,11 @@ def test_mlflow_shows_the_run(browser: Path, served: int, folder: Path, tmp_path
 
     drawn = ["train/accuracy", "train/loss", "val/accuracy", "val/loss"]
     assert len(values(folder, "val/loss")) == 15
-    if values(folder, CPU):  # the training took long enough to be measured
-        drawn.append(CPU)
     assert sorted(seen["curves"]) == sorted(drawn)
     for metric in drawn:
         assert seen["curves"][metric] == pytest.approx(values(folder, metric)), metric
+    if measured := values(folder, CPU):  # the training took long enough to be measured
+        assert f"cpu_utilization_percentage\n{measured[-1]:.2f}" in seen["system"]
 
     assert "batch_size: 64" in seen["config"]
     matrix = (folder / "confusion_matrix.png").read_bytes()

@@ -274,8 +274,8 @@ def listens_only_on_loopback(port: int) -> bool:
 
 
 @pytest.mark.parametrize("served", ["mlflow"], indirect=True)
-def test_mlflow_serves_the_run_on_loopback(project: Path, served: int) -> None:
-    run_id = next(project.glob("runs/digits/*/mlflow_run_id")).read_text().strip()
+def test_mlflow_serves_the_run_on_loopback(folder: Path, served: int) -> None:
+    run_id = (folder / "mlflow_run_id").read_text().strip()
     record = get(served, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
     assert '"test/accuracy"' in record
     assert '"FINISHED"' in record

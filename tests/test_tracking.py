@@ -55,9 +55,9 @@ def test_a_full_disk_under_the_database_does_not_stop_a_training(project: Path, 
 
 
 @pytest.fixture
-def served(project: Path, env: dict[str, str]) -> Iterator[str]:
+def served(project: Path, folder: Path, env: dict[str, str]) -> Iterator[str]:
     """The address of `make serve` after `make promote`."""
-    trained = next(project.glob("runs/digits/*")).relative_to(project)  # not the newest: other tests trained there too
+    trained = folder.relative_to(project)
     promoted = run("make", "--no-print-directory", "promote", f"RUN={trained}", cwd=project, env=env).output
     assert re.search(rf"^models:/my_project@champion is now version \d+, of {trained}$", promoted, re.MULTILINE)
     port = free_port()
