@@ -93,6 +93,7 @@ def test_a_run_stopped_at_any_step_equals_a_straight_run(
 def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
     run_training: Train, at_step: AtStep, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    before = signal.getsignal(signal.SIGINT)
     at_step(STEPS + 1, lambda: signal.raise_signal(getattr(signal, name)))
     assert stopped(run_training, EPOCHS, "tracking=mlflow") == 75
     run = Run(Path("runs/x"))
@@ -103,7 +104,7 @@ def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
     status, steps = mlflow_record(run)
     assert status == "FINISHED"
     assert steps["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_in_validation_stops_after_the_epoch(run_training: Train, at_step: AtStep) -> None:
