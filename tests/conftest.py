@@ -137,7 +137,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for program in ("git", "sh", "env", "sleep", "unshare", "make"):
         if found := shutil.which(program):
-            (folder / program).symlink_to(found)
+            (folder / Path(found).name).symlink_to(found)  # on Windows git.exe
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     return folder
