@@ -156,6 +156,9 @@ def test_the_workflows_are_safe_and_fit_their_schema() -> None:
         for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values():
             assert job["timeout-minutes"] <= 120
             assert job["permissions"] == {"contents": "read"}
+            for step in job["steps"]:
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False
 
 
 def test_the_workflows_run_what_is_here() -> None:
