@@ -62,7 +62,7 @@ async function mlflow(seen) {
   await takePicture();
 
   if (seen.overview.includes(CPU)) {
-    await click("System metrics"); // one value alone is drawn as a bar
+    await click("System metrics");
     await page.locator(".js-plotly-plot").first().waitFor();
     seen.system = await text();
   }
