@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "{{cookiecutter.project_slug}}"
 EXTENSION = "ml_template_needs_cookiecutter_2_4__try__pipx_run_cookiecutter.py"
 TEMPLATE_PARTS = ("cookiecutter.json", "hooks", "ml_template", EXTENSION, PROJECT.name)
+# tests of the project that its name, its folder and its owner's edits can break; all of them run once, in the demo
+OF_THE_NAME = [f"tests/test_{name}.py" for name in ("config", "data", "model", "run", "sweep")]
 QUESTIONS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {
     name: value for name, value in QUESTIONS.items() if isinstance(value, list) and not name.startswith("_")

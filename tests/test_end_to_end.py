@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Answer, commit, run
+from conftest import OF_THE_NAME, PROJECT, Answer, commit, run
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,8 @@ def test_the_unrendered_project_is_typed_and_passes_its_tests(
 ) -> None:
     run(python, "-m", "mypy", "--cache-dir", tmp_path, "src", "tests", "scripts", "env/venv/scripts", cwd=PROJECT)
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
-    run(python, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", cwd=PROJECT, env=bare)
+    command = ("-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", *OF_THE_NAME)
+    run(python, *command, cwd=PROJECT, env=bare)
 
 
 def test_a_project_that_was_edited_and_updated_passes_its_tests(
@@ -81,7 +82,8 @@ def test_a_project_that_was_edited_and_updated_passes_its_tests(
     run(*cruft, "update", "--skip-apply-ask", cwd=updated, env=env)
     assert "WIDTH = 64" in (updated / "src/my_project/model.py").read_text()
     assert "Classification of images" in (updated / "src/my_project/task.py").read_text()
-    assert re.search(r"= \d+ passed(, \d+ skipped)? in ", run(python, "-m", "pytest", cwd=updated, env=env).output)
+    printed = run(python, "-m", "pytest", *OF_THE_NAME, cwd=updated, env=env).output
+    assert re.search(r"= \d+ passed(, \d+ skipped)? in ", printed), printed[-3000:]
 
 
 def test_the_doctor_finds_nothing_wrong(project: Path, env: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ def straight(demo: tuple[Path, str], python: Path, tmp_path_factory: pytest.Temp
     return (folder / "history.csv").read_text()
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Wait for what Slurm or a job will do."""
     for _ in range(int(seconds / 0.1)):
         if condition():
