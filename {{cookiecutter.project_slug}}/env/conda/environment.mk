@@ -3,6 +3,7 @@
 .PHONY: lock clean-env
 BIN := .conda/bin
 READY := .conda/.ready
+INSTALL_DOCS = $(BIN)/python -m pip install --editable ".[docs]"
 export CONDA :=
 
 # Windows has an environment's programs in three folders

@@ -2,6 +2,7 @@
 # With another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+INSTALL_DOCS = poetry install --extras "dev docs"
 UNFINISHED := .venv-unfinished
 # in an active environment Poetry would install into that one
 POETRY := env -u VIRTUAL_ENV -u CONDA_PREFIX -u PYENV_VERSION poetry

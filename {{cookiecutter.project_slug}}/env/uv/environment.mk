@@ -1,6 +1,7 @@
 # The environment of this project: .venv, filled by uv with exactly what uv.lock says. Keep uv.lock in Git.
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+INSTALL_DOCS = uv sync --extra dev --extra docs
 UNFINISHED := .venv-unfinished
 UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 

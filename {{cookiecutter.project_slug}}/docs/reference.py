@@ -1,0 +1,312 @@
+"""The parts of the pages that stand in the code already: settings, the doctor's checks, modules.
+
+They are read when the pages are built, from the files themselves: nothing is imported that takes long.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from ml_project import doctor
+from ml_project.config import CONF, LIMITS, OPTIONAL
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+PACKAGE = CONF.parent
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "seq": "a list"}
+UNKNOWN = "\u2026"  # what only the machine can tell
+Functions = dict[str, ast.FunctionDef]
+
+
+class Setting(NamedTuple):
+    """`kind`: the ending of its tag in YAML; empty for a name above other settings."""
+
+    key: str
+    default: str
+    kind: str
+    comment: str
+
+
+class Option(NamedTuple):
+    """A file of conf/: what it is for, what it starts from, what it builds, its settings."""
+
+    about: list[str]
+    base: str
+    target: str
+    settings: list[Setting]
+
+
+def settings() -> str:
+    """Every setting of `train` and `prepare`, with its default, its range, and the comment beside it."""
+    parts = []
+    for program, others in (("train", "of the run itself"), ("prepare", "of the split")):
+        option = read_option(CONF / f"{program}.yaml", "")
+        parts += [f"## {program}: settings {others}", *table(option.settings)]
+        for group, (default, comment) in groups(CONF / f"{program}.yaml").items():
+            parts += [f"## {program}: {group}", sentence(comment), f"Default: `{group}={default}`."]
+            for file in sorted((CONF / group).glob("*.yaml")):
+                option = read_option(file, f"{group}.")
+                base = f"As `{group}={option.base}`, but:" if option.base else ""
+                target = f"Builds `{option.target}`." if option.target else ""
+                parts += [f"### {group}={file.stem}", *option.about, target, base, *table(option.settings)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def groups(file: Path) -> dict[str, tuple[str, str]]:
+    """The groups that a program chooses from: the default, and the comment beside it."""
+    text = file.read_text(encoding="utf-8")
+    lists = [value for key, value in yaml.compose(text).value if key.value == "defaults"]
+    found = {}
+    for item in lists[0].value:
+        for key, value in item.value if isinstance(item, yaml.MappingNode) else ():
+            if (CONF / key.value).is_dir():
+                found[key.value] = value.value, beside(text.splitlines(), value)
+    return found
+
+
+def read_option(file: Path, prefix: str) -> Option:
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    num_about = next(number for number, line in enumerate(lines) if not line.startswith("#") and line.strip())
+    about = [line[1:].removeprefix(" ") for line in lines[:num_about] if line.startswith("#")]
+    root = yaml.compose(text)
+    top = {key.value: value for key, value in root.value}
+    if "@package _global_" in about:
+        about.remove("@package _global_")
+        prefix = ""
+    base = ""
+    if prefix and "defaults" in top:
+        base = "".join(item.value for item in top["defaults"].value if isinstance(item, yaml.ScalarNode))
+    rows = [row for row in read_settings(root, prefix, lines, num_about) if not row.key.startswith("hydra.")]
+    return Option(paragraphs(about), base, top["_target_"].value if "_target_" in top else "", rows)
+
+
+def read_settings(node: yaml.MappingNode, prefix: str, lines: list[str], num_about: int) -> Iterator[Setting]:
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if key.value in ("_target_", "_partial_") or name.split(".")[-1] == "defaults":
+            continue
+        comment = " ".join(filter(None, [*above(lines, key, num_about), beside(lines, key), beside(lines, value)]))
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            if comment:
+                yield Setting(name, "", "", comment)
+            yield from read_settings(value, f"{name}.", lines, num_about)
+        else:
+            yield Setting(name, source_of(lines, value), value.tag.rsplit(":", 1)[-1], comment)
+
+
+def source_of(lines: list[str], node: yaml.Node) -> str:
+    """A value as it was written."""
+    start, end = node.start_mark, node.end_mark
+    if start.line == end.line:
+        return lines[start.line][start.column : end.column]
+    return " ".join(line.strip() for line in lines[start.line : end.line])
+
+
+def above(lines: list[str], key: yaml.Node, num_about: int) -> list[str]:
+    found: list[str] = []
+    number = key.start_mark.line - 1
+    while number >= num_about and lines[number].lstrip().startswith("#"):
+        found.insert(0, lines[number].lstrip("# "))
+        number -= 1
+    return found
+
+
+def beside(lines: list[str], node: yaml.Node) -> str:
+    """The comment that ends the line of a name or of a value on one line."""
+    if node.start_mark.line != node.end_mark.line:
+        return ""
+    found = re.match(r":?\s+#\s*(.*)", lines[node.end_mark.line][node.end_mark.column :])
+    return found[1] if found else ""
+
+
+def table(rows: list[Setting]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["| setting | default | may be | what |", "|---|---|---|---|"]
+    for row in rows:
+        limits = " and ".join(f"{sign} {limit}" for sign, limit in LIMITS.get(row.key, []))
+        allowed = limits or (KINDS.get(row.kind, "") if not row.default.startswith("$") else "")
+        if limits and row.key in OPTIONAL:
+            allowed += ", or null"
+        default = f"`{row.default}`" if row.default else ""
+        cells = [f"`{row.key}`", default, escaped(allowed), escaped(row.comment)]
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return ["\n".join(lines)]
+
+
+def paragraphs(lines: list[str]) -> list[str]:
+    """Comments as Markdown: a command is a line of code, an empty line begins a new paragraph."""
+    parts: list[str] = []
+    for line in lines:
+        if line.startswith("python -m"):
+            parts.append(f"    {line}")
+        elif parts and parts[-1] and line and not parts[-1].startswith("    "):
+            parts[-1] += f" {escaped(line)}"
+        else:
+            parts.append(escaped(line))
+    return re.sub(r"(\n    .*)\n(?=\n    )", r"\1", "\n\n".join(filter(None, parts))).split("\n\n")
+
+
+def sentence(text: str) -> str:
+    return ended(text if "=" in text.split(" ")[0] else text[:1].upper() + text[1:])
+
+
+def ended(text: str) -> str:
+    return escaped(text) + ("." if text and text[-1] not in ".:" else "")
+
+
+def escaped(text: str) -> str:
+    """Text that means nothing to Markdown, but for `code`."""
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(part if part[:1] == "`" and len(part) > 2 else re.sub(r"([\\`*_<>\[\]{}$#~])", r"\\\1", part)
+                   for part in parts)  # fmt: skip
+
+
+def checks() -> str:
+    """What the doctor may say, check by check: its own sentences, with \u2026 for what the machine fills in."""
+    tree = ast.parse(Path(doctor.__file__).read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    parts = []
+    for check in doctor.CHECKS:
+        parts.append(f"## {check.name}")
+        for found, why, *fixes in dict.fromkeys(sentences(functions[check.look.__name__], functions)):
+            parts.append(
+                f"**{escaped(found)}**" if found.strip(f"{UNKNOWN}: ") else "*In the words of what was asked.*"
+            )
+            parts.append(f"{sentence(why)}{' One of these mends it:' if len(fixes) > 1 else ''}")
+            for fix in fixes:
+                lines = fix.splitlines()
+                parts += [ended(line[2:]) for line in lines if line.startswith("# ")]
+                commands = [line for line in lines if not line.startswith("# ") and line.strip(UNKNOWN)]
+                parts.append("\n".join(f"    {command}" for command in commands))
+    return "\n\n".join(part for part in parts if part)
+
+
+def sentences(function: ast.FunctionDef, functions: Functions) -> Iterator[tuple[str, ...]]:
+    """Of each `wrong(found, why, fix)` in a check, and in the function that it hands the question to."""
+    known = {
+        target.id: node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    for call in sorted(calls, key=lambda call: call.lineno):
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        if name == "wrong":
+            found, why, fix = call.args
+            yield words(found, known), words(why, known), *alternatives(fix, known)
+        elif name == "compare":
+            yield from sentences(functions[name], functions)
+
+
+def alternatives(node: ast.expr, known: dict[str, ast.expr]) -> list[str]:
+    """What mends it, one way or the other."""
+    if isinstance(node, ast.Name) and node.id in known:
+        node = known[node.id]
+    if isinstance(node, ast.IfExp):
+        return [*alternatives(node.body, known), *alternatives(node.orelse, known)]
+    return [words(node, known)]
+
+
+def words(node: ast.expr, known: dict[str, ast.expr]) -> str:
+    """An expression that makes a text, as it reads before anything is known."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(value, known) for value in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return words(node.value, known)
+    if isinstance(node, ast.BinOp):
+        return words(node.left, known) + words(node.right, known)
+    if isinstance(node, ast.IfExp):
+        ways = filter(None, (words(node.body, known), words(node.orelse, known)))
+        return " / ".join(dict.fromkeys(ways))
+    if isinstance(node, ast.Name) and node.id in known:
+        rest = {name: value for name, value in known.items() if name != node.id}
+        return words(known[node.id], rest)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "size":
+        number = words(node.args[0], known)
+        return doctor.size(float(number)) if number.isdigit() else UNKNOWN
+    if isinstance(node, ast.Name) and isinstance(constant := getattr(doctor, node.id, None), str | int | float):
+        return str(constant)
+    return UNKNOWN
+
+
+def modules() -> str:
+    """Every module with its docstring, and what it offers: signatures carry the shapes, docstrings the units."""
+    parts = []
+    for file in sorted(PACKAGE.glob("[!_]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        parts += [f"## {file.stem}", f"```{{py:module}} {PACKAGE.name}.{file.stem}\n```", markdown(tree)]
+        parts += [described(node, 0) for node in tree.body]
+    return "\n\n".join(part for part in parts if part)
+
+
+def described(node: ast.stmt, depth: int) -> str:
+    """A function or class with a docstring as a directive; empty for what is private or has none."""
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_") or not ast.get_docstring(node):
+        return ""
+    fence = ":" * (5 - depth)
+    if isinstance(node, ast.ClassDef):
+        inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+        inner = [markdown(node), *(described(each, depth + 1) for each in node.body)]
+        return block(fence, "class", node.name + (f"({arguments(inits[0])})" if inits else ""), inner)
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    kind = "method" if depth else "function"
+    return block(fence, kind, f"{node.name}({arguments(node)}){returns}", [markdown(node)])
+
+
+def arguments(function: ast.FunctionDef) -> str:
+    return re.sub(r"^(self|cls)(, )?", "", ast.unparse(function.args))
+
+
+def block(fence: str, kind: str, signature: str, inner: list[str]) -> str:
+    return f"{fence}{{py:{kind}}} {signature}\n" + "\n\n".join(filter(None, inner)) + f"\n{fence}"
+
+
+def markdown(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+    """A docstring as Markdown, which never fails: its sections become lists, what is indented is code."""
+    lines, in_section = [], False
+    for line in inspect.cleandoc(ast.get_docstring(node) or "").splitlines():
+        name = re.fullmatch("(Args|Returns|Raises|Yields):", line)
+        if name:
+            in_section = True
+            lines += ["", f"**{name[1]}**", ""]
+        elif in_section and line.startswith("    "):
+            lines.append(re.sub(r"^(\*{0,2}\w+): ", r"- `\1`: ", line[4:]) if line[4] != " " else f"  {line.strip()}")
+        else:
+            in_section = in_section and not line
+            lines.append(re.sub("^#", r"\\#", line))
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "<!-- settings -->": settings,
+    "<!-- checks -->": checks,
+    "<!-- modules -->": modules,
+}
+
+
+def fill(app: Sphinx, page: str, content: list[str]) -> None:
+    """Put the parts into the page that asks for them; a change of the code builds it anew."""
+    for mark, make in PARTS.items():
+        if mark in content[0]:
+            content[0] = content[0].replace(mark, make())
+            for file in (file for suffix in ("py", "yaml") for file in PACKAGE.rglob(f"*.{suffix}")):
+                app.env.note_dependency(str(file), docname=page)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", fill)
+    return {"parallel_read_safe": True}
