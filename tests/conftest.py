@@ -246,6 +246,29 @@ def served(project: Path, env: dict[str, str], request: pytest.FixtureRequest) -
         process.wait(timeout=30)
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the script and what it needs: the package that its lock names, by its hash."""
+    if not (shutil.which("chromium") and shutil.which("npm")):
+        pytest.skip("a look at the pages needs Node.js 20 or newer with npm, and: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("browser") / "browser"
+    shutil.copytree(ROOT / "tests/browser", folder)
+    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+    return folder
+
+
+def look(browser: Path, program: str, port: int, name: str, picture: Path) -> dict[str, Any]:
+    """What stood on the pages of a program, about the run of this name; nothing went wrong there."""
+    env = {**os.environ, "CHROMIUM": str(shutil.which("chromium"))}
+    printed = run("node", "look.mjs", program, f"http://127.0.0.1:{port}", name, picture, cwd=browser, env=env).output
+    seen: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    assert seen["troubles"] == [], "\n".join(seen["troubles"])
+    if images := os.environ.get("SCREENSHOTS"):
+        for taken in picture.parent.glob("*.png"):
+            shutil.copy(taken, ROOT / images)
+    return seen
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """CI installs every part that a test needs: there, nothing may be missing."""
     config.stash[SKIP_IS_FAILURE] = os.environ.get("CI") == "true"

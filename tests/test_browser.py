@@ -6,42 +6,16 @@ SCREENSHOTS=docs/images .venv/bin/python -m pytest tests/test_browser.py      # 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import ROOT, run
+from conftest import look
 
 pytestmark = pytest.mark.slow
 
 CPU = "system/cpu_utilization_percentage"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the script and what it needs: the package that its lock names, by its hash."""
-    if not (shutil.which("chromium") and shutil.which("npm")):
-        pytest.skip("a look at the pages needs Node.js 20 or newer with npm, and: apt-get install chromium")
-    folder = tmp_path_factory.mktemp("browser") / "browser"
-    shutil.copytree(ROOT / "tests/browser", folder)
-    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
-    return folder
-
-
-def look(browser: Path, program: str, port: int, folder: Path, picture: Path) -> dict[str, Any]:
-    """What stood on the pages of a program, about this run; nothing went wrong there."""
-    env = {**os.environ, "CHROMIUM": str(shutil.which("chromium"))}
-    address = f"http://127.0.0.1:{port}"
-    printed = run("node", "look.mjs", program, address, folder.name, picture, cwd=browser, env=env).output
-    seen: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    assert seen["troubles"] == [], "\n".join(seen["troubles"])
-    if images := os.environ.get("SCREENSHOTS"):
-        shutil.copy(picture, ROOT / images)
-    return seen
 
 
 def values(folder: Path, metric: str) -> list[float]:
@@ -53,7 +27,7 @@ def values(folder: Path, metric: str) -> list[float]:
 
 @pytest.mark.parametrize("served", ["mlflow"], indirect=True)
 def test_mlflow_shows_the_run(browser: Path, served: int, folder: Path, tmp_path: Path) -> None:
-    seen = look(browser, "mlflow", served, folder, tmp_path / "mlflow-run.png")
+    seen = look(browser, "mlflow", served, folder.name, tmp_path / "mlflow-run.png")
     assert re.search(r"^Status\s+Finished$", seen["overview"], re.MULTILINE)
     assert re.search(r"^optim\.lr\s+0\.003$", seen["overview"], re.MULTILINE)
     assert re.search(r"^test/accuracy\s+0\.9\d+$", seen["overview"], re.MULTILINE)
@@ -74,7 +48,7 @@ def test_mlflow_shows_the_run(browser: Path, served: int, folder: Path, tmp_path
 
 @pytest.mark.parametrize("served", ["tensorboard"], indirect=True)
 def test_tensorboard_draws_the_curves(browser: Path, served: int, folder: Path, tmp_path: Path) -> None:
-    seen = look(browser, "tensorboard", served, folder, tmp_path / "tensorboard.png")
+    seen = look(browser, "tensorboard", served, folder.name, tmp_path / "tensorboard.png")
     assert folder.name in seen["cards"]
     assert f"{values(folder, 'val/accuracy')[-1]:.4g}" in seen["cards"]
     both = [15, 15]  # as measured, and smoothed

@@ -57,7 +57,19 @@ def test_its_own_checks_pass(project: Path, env: dict[str, str]) -> None:
 def test_the_unrendered_project_is_typed_and_passes_its_tests(
     python: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    run(python, "-m", "mypy", "--cache-dir", tmp_path, "src", "tests", "scripts", "env/venv/scripts", cwd=PROJECT)
+    run(
+        python,
+        "-m",
+        "mypy",
+        "--cache-dir",
+        tmp_path,
+        "src",
+        "tests",
+        "scripts",
+        "docs",
+        "env/venv/scripts",
+        cwd=PROJECT,
+    )
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
     command = ("-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", *OF_THE_NAME)
     run(python, *command, cwd=PROJECT, env=bare)
@@ -104,9 +116,11 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
     targets = [line.split()[1] for line in lines]
     wanted = [
         "bench",
+        "card",
         "check",
         "clean-env",
         "data",
+        "docs",
         "doctor",
         "evaluate",
         "help",

@@ -18,6 +18,9 @@ FILES = """\
 .dvc/.gitignore .dvc/config .dvcignore .gitattributes .gitignore LICENSE Makefile README.md docs/bench.md
 docs/bring-your-own-data.md docs/tracking.md dvc.yaml environment.mk pipeline.yaml pyproject.toml
 scripts/activate.sh scripts/data_remote.py scripts/train.sbatch
+docs/api.md docs/conf.py docs/configuration.md docs/documentation.md docs/experiment.md docs/index.md docs/metric.md
+docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md
+docs/troubleshooting.md src/PACKAGE/card.py tests/test_card.py tests/test_docs.py
 src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/chips.py src/PACKAGE/config.py
 src/PACKAGE/cores.py src/PACKAGE/data.py src/PACKAGE/device.py src/PACKAGE/doctor.py src/PACKAGE/download.py
 src/PACKAGE/errors.py src/PACKAGE/evaluate.py src/PACKAGE/measure.py src/PACKAGE/messages.py src/PACKAGE/mirror.py

@@ -1,5 +1,5 @@
-// What a person sees in a browser: clicks through the pages of MLflow or TensorBoard, takes a picture, and prints as JSON
-// what stood there and what went wrong. tests/test_browser.py judges it.
+// What a person sees in a browser: clicks through the pages of MLflow, TensorBoard or the documentation, takes pictures,
+// and prints as JSON what stood there and what went wrong. tests/test_browser.py and tests/test_docs.py judge it.
 //
 //     CHROMIUM=/usr/bin/chromium node look.mjs mlflow http://127.0.0.1:5000 20261121-175117.111680-ca8387 picture.png
 import { chromium } from "playwright-core";
@@ -98,12 +98,32 @@ async function tensorboard(seen) {
   }
 }
 
+async function docs(seen) {
+  page.on("console", (line) => {
+    const isIcon = line.location().url.endsWith("/favicon.ico"); // every browser asks for one
+    if (line.type() === "error" && !isIcon) troubles.push(`console: ${line.text()} ${line.location().url}`);
+  });
+  await page.setViewportSize({ width: 1400, height: 900 });
+  const views = { start: "index.html", configuration: "configuration.html#data-digits", tutorial: "model.html" };
+  for (const [name, view] of Object.entries(views)) {
+    await page.goto(`${address}/${view}`);
+    seen[name] = await page.innerText("article");
+    await takePicture(picture.replace("start", name));
+  }
+  seen.title = await page.innerText(".sidebar-brand-text");
+  await page.locator(".sidebar-search").fill(run);
+  await page.locator(".sidebar-search").press("Enter");
+  await page.locator("#search-results li a").first().waitFor();
+  await page.locator("#search-results li .context").first().waitFor(); // the lines around what was found
+  seen.found = await page.locator("#search-results li > a").allInnerTexts();
+}
+
 /** Without what the mouse and the focus light up. */
-async function takePicture() {
+async function takePicture(file = picture) {
   await page.mouse.move(0, 0);
   await page.evaluate(() => document.activeElement.blur());
   await page.waitForTimeout(500);
-  await page.screenshot({ path: picture });
+  await page.screenshot({ path: file });
 }
 
 /** What the function says in the page, as soon as it says something. */
@@ -123,7 +143,7 @@ function curve(metric) {
 
 const seen = { curves: {}, points: {}, troubles };
 try {
-  await { mlflow, tensorboard }[program](seen);
+  await { docs, mlflow, tensorboard }[program](seen);
 } catch (error) {
   troubles.push(`${error.stack}\nThe page was ${page.url()}:\n${await text()}`);
 }

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`((?:src|scripts|tests|docs|conf)/[\w
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.
 SERVER = """
 import json, os, runpy, sys
-import pytorch_lightning, torch, torchmetrics, sklearn.metrics, sklearn.model_selection
+import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
 for line in sys.stdin:
     module, *arguments = json.loads(line)
     child = os.fork()
@@ -116,10 +116,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterato
     folder = tmp_path_factory.mktemp("followed")
     shutil.copytree(processed, folder / "data/processed")
     copy = Copy(folder)
-    yield copy
-    assert copy.server.stdin
-    copy.server.stdin.close()
-    copy.server.wait(timeout=30)
+    with copy.server:  # its end closes the pipes, which ends it
+        yield copy
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
