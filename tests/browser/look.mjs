@@ -104,9 +104,10 @@ async function docs(seen) {
     if (line.type() === "error" && !isIcon) troubles.push(`console: ${line.text()} ${line.location().url}`);
   });
   await page.setViewportSize({ width: 1400, height: 900 });
-  const views = { start: "index.html", configuration: "configuration.html#data-digits", tutorial: "model.html" };
+  const views = { start: "index", configuration: "configuration", tutorial: "model" };
   for (const [name, view] of Object.entries(views)) {
-    await page.goto(`${address}/${view}`);
+    await page.goto(`${address}/${view}.html`);
+    if (name === "configuration") await page.locator("#train-data").evaluate((section) => section.scrollIntoView());
     seen[name] = await page.innerText("article");
     await takePicture(picture.replace("start", name));
   }

@@ -107,7 +107,8 @@ def source_of(lines: list[str], node: yaml.Node) -> str:
     """A value as it was written."""
     start, end = node.start_mark, node.end_mark
     if start.line == end.line:
-        return lines[start.line][start.column : end.column]
+        line = lines[int(start.line)]
+        return line[start.column : end.column]
     return " ".join(line.strip() for line in lines[start.line : end.line])
 
 

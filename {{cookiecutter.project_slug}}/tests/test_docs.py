@@ -106,9 +106,11 @@ def quickly(overrides: list[str], module: str) -> list[str]:
     if not module.endswith(".train") or "--cfg" in overrides:
         return overrides
     typed = {override.partition("=")[0] for override in overrides}
-    kept = [f"{key}={QUICK[key]}" if (key := one.partition("=")[0]) in QUICK and "run_dir" not in typed else one
-            for one in overrides]  # fmt: skip
-    return [*kept, *(f"{key}={QUICK[key]}" for key in ALWAYS if key not in typed), "trainer=cpu", "tracking=off"]
+    added = {key for key in ALWAYS if key not in typed} | ({"search.trials"} if "search" in typed else set())
+    kept = [one for one in overrides if one.partition("=")[0] not in added]
+    if "run_dir" not in typed:  # that one is to go on for longer than before
+        kept = [f"{key}={QUICK[key]}" if (key := one.partition("=")[0]) in QUICK else one for one in kept]
+    return [*kept, *(f"{key}={QUICK[key]}" for key in sorted(added)), "trainer=cpu", "tracking=off"]
 
 
 @pytest.fixture(scope="module")

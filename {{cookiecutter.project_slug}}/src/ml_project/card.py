@@ -123,10 +123,10 @@ def data_sheet(run: Run) -> str:
 
 def source_of(folder: Path) -> str:
     """What conf/ says of the raw data that are prepared into this folder."""
-    prepare = OmegaConf.load(CONF / "prepare.yaml")
+    prepare: Any = OmegaConf.load(CONF / "prepare.yaml")
     chosen = [each.source for each in prepare.defaults if OmegaConf.is_dict(each) and "source" in each]
     for file in sorted((CONF / "source").glob("*.yaml")):
-        cfg = OmegaConf.load(file)
+        cfg: Any = OmegaConf.load(file)
         if cfg.get("folder", prepare.folder if file.stem in chosen else "") == folder.as_posix():
             lines = file.read_text(encoding="utf-8").splitlines()
             about = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
