@@ -33,6 +33,23 @@ def test_without_sphinx_it_says_how_to_get_it_and_installs_nothing(bake: Bake, m
     assert project.files() == before
 
 
+def test_what_the_pages_change_is_there_whatever_the_package_is_called(bake: Bake) -> None:
+    """In a project, tests/test_docs.py skips a page whose change does not fit: here all fit."""
+    project = bake(package_name="x" * 63)
+    num_changes = 0
+    for page in (project.path / "docs").glob("*.md"):
+        name = ""
+        for kind, content, named in re.findall(
+            r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            name = named or name
+            if kind == "diff":
+                old = [line[1:] for line in content.splitlines() if line[:1] != "+"]
+                assert project.text(name).count("\n".join(old)) == 1, content
+                num_changes += 1
+    assert num_changes > 5
+
+
 @pytest.fixture(scope="module")
 def sphinx(
     demo: tuple[Path, str], python: Path, env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -40,8 +57,8 @@ def sphinx(
     """The environment of a user who has the project's extra `docs` beside the packages of the demo."""
     folder = tmp_path_factory.mktemp("sphinx")
     project = tomllib.loads((demo[0] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    run(*pip, "--target", folder, *project["optional-dependencies"]["docs"], cwd=folder)
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target"]
+    run(python, *pip, folder, *project["optional-dependencies"]["docs"], cwd=folder)
     return {**env, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
 
 

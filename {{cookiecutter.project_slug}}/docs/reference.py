@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGE = CONF.parent
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "seq": "a list"}
+DIRECTIVE = "{py:%s}"
 UNKNOWN = "\u2026"  # what only the machine can tell
 Functions = dict[str, ast.FunctionDef]
 
@@ -249,7 +250,7 @@ def modules() -> str:
     parts = []
     for file in sorted(PACKAGE.glob("[!_]*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        parts += [f"## {file.stem}", f"```{{py:module}} {PACKAGE.name}.{file.stem}\n```", markdown(tree)]
+        parts += [f"## {file.stem}", block(":::", "module", f"{PACKAGE.name}.{file.stem}", []), markdown(tree)]
         parts += [described(node, 0) for node in tree.body]
     return "\n\n".join(part for part in parts if part)
 
@@ -273,7 +274,7 @@ def arguments(function: ast.FunctionDef) -> str:
 
 
 def block(fence: str, kind: str, signature: str, inner: list[str]) -> str:
-    return f"{fence}{{py:{kind}}} {signature}\n" + "\n\n".join(filter(None, inner)) + f"\n{fence}"
+    return "\n".join([f"{fence}{DIRECTIVE % kind} {signature}", "\n\n".join(filter(None, inner)), fence])
 
 
 def markdown(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:

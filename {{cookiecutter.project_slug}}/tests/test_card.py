@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ml_project.card import NOT_STATED, QUESTIONS, answer, write_cards
+from ml_project.card import QUESTIONS, answer, write_cards
 from ml_project.config import CONF
 from ml_project.evaluate import evaluate
 from ml_project.run import Run, find
 from ml_project.snapshot import environment
 
+NOT_STATED = "Not stated."
 Train = Callable[..., Run]
 
 

@@ -23,23 +23,23 @@ from ml_project.config import CONF, compose, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-TEMPLATE = (ROOT / "env").is_dir()  # there, everything fits
+TEMPLATE = (ROOT / "env/venv/environment.mk").is_file()  # there, everything fits
 PAGES = ("experiment", "model", "metric", "sweep", "bring-your-own-data")
 QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
 ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`((?:src|scripts|tests|docs|conf)/[\w./-]+)`", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", re.MULTILINE | re.DOTALL)
 
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.
 SERVER = """
-import json, os, runpy, sys
+import importlib, json, os, runpy, sys
 import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
 for line in sys.stdin:
     module, *arguments = json.loads(line)
     child = os.fork()
     if child == 0:
+        importlib.invalidate_caches()
         out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1), os.dup2(out, 2)
-        os.environ.update(json.loads(os.environ["QUIETLY"]))
         torch.set_num_threads(1)
         sys.argv, status = [module, *arguments], 0
         try:
@@ -61,7 +61,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        env = {**os.environ, "PYTHONPATH": str(folder / "src"), "QUIETLY": json.dumps({"OMP_NUM_THREADS": "1"})}
+        env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             cwd=folder,
@@ -117,6 +117,7 @@ def quickly(overrides: list[str], module: str) -> list[str]:
 def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Copy]:
     folder = tmp_path_factory.mktemp("followed")
     shutil.copytree(processed, folder / "data/processed")
+    (folder / "src").mkdir()  # Python would remember that it was not there
     copy = Copy(folder)
     with copy.server:  # its end closes the pipes, which ends it
         yield copy
