@@ -76,9 +76,9 @@ def groups(file: Path) -> dict[str, tuple[str, str]]:
 def read_option(file: Path, prefix: str) -> Option:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
-    num_about = next(number for number, line in enumerate(lines) if not line.startswith("#") and line.strip())
+    num_about = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     about = [line[1:].removeprefix(" ") for line in lines[:num_about] if line.startswith("#")]
-    root = yaml.compose(text)
+    root = yaml.compose(text) or yaml.MappingNode("", [])
     top = {key.value: value for key, value in root.value}
     if "@package _global_" in about:
         about.remove("@package _global_")
@@ -95,7 +95,8 @@ def read_settings(node: yaml.MappingNode, prefix: str, lines: list[str], num_abo
         name = f"{prefix}{key.value}"
         if key.value in ("_target_", "_partial_") or name.split(".")[-1] == "defaults":
             continue
-        comment = " ".join(filter(None, [*above(lines, key, num_about), beside(lines, key), beside(lines, value)]))
+        comments = [*above(lines, key, num_about), beside(lines, key), beside(lines, value)]
+        comment = " ".join(dict.fromkeys(filter(None, comments)))
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
             if comment:
                 yield Setting(name, "", "", comment)
@@ -182,7 +183,7 @@ def checks() -> str:
         parts.append(f"## {check.name}")
         for found, why, *fixes in dict.fromkeys(sentences(functions[check.look.__name__], functions)):
             parts.append(
-                f"**{escaped(found)}**" if found.strip(f"{UNKNOWN}: ") else "*In the words of what was asked.*"
+                f"**{escaped(found)}**" if found.strip(f"{UNKNOWN}: ") else "*It says this in the machine's own words.*"
             )
             parts.append(f"{sentence(why)}{' One of these mends it:' if len(fixes) > 1 else ''}")
             for fix in fixes:

@@ -191,3 +191,15 @@ def test_a_comment_stays_text(comment: str, shown: str, tmp_path: Path) -> None:
     option = reference.read_option(file, "mine.")
     assert option.about == ["what it is"]
     assert f"| `mine.a` | `1` | a whole number | {shown} |" in reference.table(option.settings)[0]
+
+
+def test_a_file_of_settings_may_be_empty_and_a_setting_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("# nothing yet\n", encoding="utf-8")
+    assert reference.read_option(file, "mine.") == (["nothing yet"], "", "", [])
+    file.write_text("a:  # not set\nb:\n  # first\n  c: [1, 2]  # second\n", encoding="utf-8")
+    rows = reference.read_option(file, "mine.").settings
+    assert [(row.key, row.default, row.comment) for row in rows] == [
+        ("mine.a", "", "not set"),
+        ("mine.b.c", "[1, 2]", "first second"),
+    ]

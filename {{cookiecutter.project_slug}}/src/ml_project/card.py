@@ -83,7 +83,7 @@ def model_card(run: Run) -> str:
         else "The run is not finished.",
         table(("metric", "value"), [(f"`{name}`", number(best[name])) for name in best if "/" in name]),
         table(("metric", "value"), [(f"`{name}`", number(value)) for name, value in test.items()])
-        or f"The test split was not measured: `{program('evaluate')} {run.folder.name}` does it.",
+        or f"The test split was not measured: `{program('evaluate')} {run.folder.as_posix()}` does it.",
         "One run is one draw: another seed gives another figure.",
     ]
     if classes:
@@ -102,7 +102,7 @@ def data_sheet(run: Run) -> str:
         hashes.append(("seed of the split", f"`{split['split_seed']}`"))
     shape = " x ".join(str(length) for length in cfg.data.image_shape)
     parts = [
-        f"# Data sheet: {folder.name}",
+        f"# Data sheet: {folder.as_posix()}",
         table(
             ("what", "value"),
             [
