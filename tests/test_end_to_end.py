@@ -71,7 +71,7 @@ def test_the_unrendered_project_is_typed_and_passes_its_tests(
         cwd=PROJECT,
     )
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ("-m", "pytest", "-p", "no:cacheprovider", "--basetemp", tmp_path / "tests", *OF_THE_NAME)
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests"), *OF_THE_NAME]
     run(python, *command, cwd=PROJECT, env=bare)
 
 
