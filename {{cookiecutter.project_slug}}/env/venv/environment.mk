@@ -2,6 +2,7 @@
 # To build it elsewhere, or with another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+export EXTRAS ?= dev
 
 # the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run
 BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} python3 python python3.13 python3.12 python3.11,\
