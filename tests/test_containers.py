@@ -184,7 +184,7 @@ def test_the_devcontainer_sets_itself_up_and_trains(
         devcontainer("exec", "make", "data")
         launch = json.loads(project.text(".vscode/launch.json"))["configurations"][0]
         printed = devcontainer("exec", ".venv/bin/python", "-m", launch["module"], *launch["args"])
-        assert "run folder     runs/smoke/" in printed
+        assert "best epoch 1: val/accuracy 0." in printed
     finally:
         file.write_text(text, encoding="utf-8")
         found = run(
@@ -215,11 +215,9 @@ def test_the_image_trains_serves_and_holds_no_secret(
         return run("docker", "run", "--rm", *command, cwd=tmp_path, env=env).output
 
     assert docker("my-project", "id", "-un") == "user\n"
-    left_out = docker(
-        "my-project", "sh", "-c", "ls .venv/bin /usr/bin; find / -xdev -name '*.whl' -o -path '*cache/pip/*'"
-    )
-    assert not {"mypy", "pytest", "ruff", "uv", "g++", "git"} & set(left_out.split())
-    assert not [line for line in left_out.splitlines() if line.startswith("/")]
+    programs = set(docker("my-project", "ls", ".venv/bin", "/usr/bin").split())
+    assert {"make", "mlflow"} <= programs
+    assert not {"mypy", "pytest", "ruff", "uv", "g++", "git"} & programs
 
     somebody = 12345  # has no name in the image, as most users of a machine
     mounts = []
@@ -229,7 +227,7 @@ def test_the_image_trains_serves_and_holds_no_secret(
         mounts.append(f"--volume={tmp_path / name}:/app/{name}")
     as_somebody = ["--shm-size=1g", f"--user={somebody}:{somebody}", *mounts]
     train = ["my-project", "make", "data", "train", "ARGS=experiment=smoke"]
-    assert "run folder     runs/smoke/" in docker("--network=none", *as_somebody, *train)
+    assert "best epoch 1: val/accuracy 0." in docker("--network=none", *as_somebody, *train)
     (folder,) = (tmp_path / "runs/smoke").iterdir()
     assert (folder / "model").stat().st_uid == somebody
 
@@ -239,9 +237,7 @@ def test_the_image_trains_serves_and_holds_no_secret(
     docker("--detach", "--network=host", name, *as_somebody, "my-project", *served, "--host=0.0.0.0")
     try:
         example = (folder / "model/serving_input_example.json").read_bytes()
-        probabilities = ask(f"http://127.0.0.2:{port}", example)[
-            "predictions"
-        ]  # what is bound to 127.0.0.1 is not there
+        probabilities = ask(f"http://127.0.0.2:{port}", example)["predictions"]  # 127.0.0.1 alone is not reached there
     finally:
         run("docker", "stop", name.removeprefix("--name="), cwd=tmp_path, env=env)
     assert [len(row) for row in probabilities] == [10] * len(json.loads(example)["inputs"])

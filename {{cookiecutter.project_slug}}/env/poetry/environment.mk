@@ -3,6 +3,7 @@
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 UNFINISHED := .venv-unfinished
+# an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
 LOCK := poetry.lock
 EXTRAS ?= dev
 # in an active environment Poetry would install into that one
@@ -26,7 +27,7 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(READY)
 	$(POETRY) env use "$(BASE_PYTHON)"
 	@test -f poetry.lock || $(POETRY) lock
-	$(POETRY) install $(addprefix --extras ,$(EXTRAS))
+	$(POETRY) install $(addprefix --extras ,$(EXTRAS)) $(if $(LOCKED),--compile)
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)

@@ -2,6 +2,7 @@
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 UNFINISHED := .venv-unfinished
+# an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
 LOCK := uv.lock
 EXTRAS ?= dev
 UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
@@ -15,7 +16,7 @@ setup: ## make the environment and check the PyTorch build
 	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
-	$(UV) sync --python {{ cookiecutter.python_version }} $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked)
+	$(UV) sync --python {{ cookiecutter.python_version }} $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = os.environ.get("EXTRAS", "dev")  # an image has none: it trains and serves, nobody works in it
+EXTRAS = os.environ.get("EXTRAS", "dev")  # an image is made with none
 PIP = "pip>=25.1,<27"
 READY = VENV / ".ready"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
