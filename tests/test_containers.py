@@ -20,6 +20,8 @@ from conftest import CHOICES, NO_ENGINE, QUESTIONS, ROOT, Bake, Project, free_po
 from loopback import fetch_torch, serve
 
 PYTHON = "3.11"  # Debian 12's, of which the stand-in for the official base image is made
+CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"  # of this machine, whose network may have some of its own
+IMAGE = "ml-template-test"
 PLANTED = "planted-4f1c-and-to-be-found-nowhere"
 MANAGERS = [manager for manager in CHOICES["env_manager"] if manager != "auto"]
 # of the specification of devcontainers: what a file may say, and of which kind it is
@@ -107,12 +109,13 @@ def import_base(root: Path, env: dict[str, str]) -> None:
     for file in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         file.unlink()
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
-    for name in ("etc/ssl/certs/ca-certificates.crt", "etc/resolv.conf"):
+    for name in (CERTIFICATES, "etc/resolv.conf"):
         shutil.copy(Path("/") / name, root / name)
-    path = "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
-    packed = subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE)
-    subprocess.run(["docker", "import", "-c", path, "-", "base"], stdin=packed.stdout, env=env, check=True)
-    assert packed.wait() == 0
+    said = ("PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", f"SSL_CERT_FILE=/{CERTIFICATES}")
+    changes = [word for line in said for word in ("--change", f"ENV {line}")]
+    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as packed:
+        subprocess.run(["docker", "import", *changes, "-", "base"], stdin=packed.stdout, env=env, check=True)
+    assert packed.returncode == 0
     shutil.rmtree(root)
 
 
@@ -204,18 +207,22 @@ def test_the_image_trains_serves_and_holds_no_secret(
     for name in (".env", "src/.env", ".git/config", ".dvc/config.local", "data/raw.csv", "mlflow.db", "notes.pem"):
         (project.path / name).parent.mkdir(exist_ok=True)
         (project.path / name).write_text(PLANTED)
-    print(start("make image", "make", "image", f"ARGS={' '.join(options)}", cwd=project.path, env=env)[-200:])
+    print(
+        start("make image", "make", "image", f"IMAGE={IMAGE}", f"ARGS={' '.join(options)}", cwd=project.path, env=env)[
+            -200:
+        ]
+    )
 
-    saved = subprocess.Popen(["docker", "save", "my-project"], env=env, stdout=subprocess.PIPE)
-    assert saved.stdout
-    assert occurrences(saved.stdout, PLANTED, "Is this machine able to train?") == {"Is this machine able to train?"}
-    assert saved.wait() == 0
+    code = "Is this machine able to train?"
+    with subprocess.Popen(["docker", "save", IMAGE], env=env, stdout=subprocess.PIPE) as saved:
+        assert occurrences(saved.stdout, PLANTED, code) == {code}
+    assert saved.returncode == 0
 
     def docker(*command: str) -> str:
         return run("docker", "run", "--rm", *command, cwd=tmp_path, env=env).output
 
-    assert docker("my-project", "id", "-un") == "user\n"
-    programs = set(docker("my-project", "ls", ".venv/bin", "/usr/bin").split())
+    assert docker(IMAGE, "id", "-un") == "user\n"
+    programs = set(docker(IMAGE, "ls", ".venv/bin", "/usr/bin").split())
     assert {"make", "mlflow"} <= programs
     assert not {"mypy", "pytest", "ruff", "uv", "g++", "git"} & programs
 
@@ -226,7 +233,7 @@ def test_the_image_trains_serves_and_holds_no_secret(
         os.chown(tmp_path / name, somebody, somebody)
         mounts.append(f"--volume={tmp_path / name}:/app/{name}")
     as_somebody = ["--shm-size=1g", f"--user={somebody}:{somebody}", *mounts]
-    train = ["my-project", "make", "data", "train", "ARGS=experiment=smoke"]
+    train = [IMAGE, "make", "data", "train", "ARGS=experiment=smoke"]
     assert "best epoch 1: val/accuracy 0." in docker("--network=none", *as_somebody, *train)
     (folder,) = (tmp_path / "runs/smoke").iterdir()
     assert (folder / "model").stat().st_uid == somebody
@@ -234,7 +241,7 @@ def test_the_image_trains_serves_and_holds_no_secret(
     port = free_port()
     served = ["python", "-m", "my_project.registry", "serve", f"runs/smoke/{folder.name}", f"--port={port}"]
     name = f"--name=serves-{port}"
-    docker("--detach", "--network=host", name, *as_somebody, "my-project", *served, "--host=0.0.0.0")
+    docker("--detach", "--network=host", name, *as_somebody, IMAGE, *served, "--host=0.0.0.0")
     try:
         example = (folder / "model/serving_input_example.json").read_bytes()
         probabilities = ask(f"http://127.0.0.2:{port}", example)["predictions"]  # 127.0.0.1 alone is not reached there
