@@ -15,9 +15,10 @@ import yaml
 from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
-.devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore .gitignore .vscode/launch.json
-Dockerfile LICENSE Makefile README.md docs/bench.md docs/bring-your-own-data.md docs/containers.md docs/tracking.md
-dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh scripts/data_remote.py scripts/train.sbatch
+.devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
+.gitignore .vscode/launch.json Dockerfile LICENSE Makefile README.md docs/bench.md docs/bring-your-own-data.md
+docs/containers.md docs/tracking.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh
+scripts/data_remote.py scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/chips.py src/PACKAGE/config.py
 src/PACKAGE/cores.py src/PACKAGE/data.py src/PACKAGE/device.py src/PACKAGE/doctor.py src/PACKAGE/download.py
 src/PACKAGE/errors.py src/PACKAGE/evaluate.py src/PACKAGE/measure.py src/PACKAGE/messages.py src/PACKAGE/mirror.py
