@@ -97,6 +97,9 @@ def resolve(answers: Cookiecutter) -> str:
     answers["__dvc_url"] = f"../{url}" if kind == "local" and not url.startswith(("/", "~")) else url
     answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
     answers["__conda_cuda"] = build["conda"][1]
+    image = "conda" if answers["env_manager"] == "conda" else answers["python_version"]
+    answers["__manager"] = answers["_managers"].get(answers["env_manager"], "")
+    answers["__image"] = answers["_images"][image]
     answers["__license_id"] = "LicenseRef-Proprietary" if answers["license"] == "Proprietary" else answers["license"]
     return ""
 

@@ -6,6 +6,8 @@ import base64
 import functools
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -33,6 +35,17 @@ def write_stub_torch(folder: Path, build: str, cuda: str | None, tag: str = "py3
         for file, text in {**contents, record: "\n".join([*lines, f"{record},,"])}.items():
             archive.writestr(file, text)
     write_page(wheel)
+
+
+def fetch_torch(folder: Path, python: str) -> bool:
+    """The CPU wheel that pip has at hand for this Python, with its page, if there is one."""
+    wanted = "torch==2.13.0+cpu"  # PyPI has no such name: only a wheel at hand is found, nothing big is downloaded
+    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", python, "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, wanted]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        return False
+    write_page(next(folder.glob("*.whl")))
+    return True
 
 
 def write_page(wheel: Path) -> None:

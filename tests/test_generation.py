@@ -15,13 +15,13 @@ import yaml
 from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
-.dvc/.gitignore .dvc/config .dvcignore .gitattributes .gitignore LICENSE Makefile README.md docs/bench.md
-docs/bring-your-own-data.md docs/tracking.md dvc.yaml environment.mk pipeline.yaml pyproject.toml
-scripts/activate.sh scripts/data_remote.py scripts/train.sbatch
-docs/api.md docs/conf.py docs/configuration.md docs/documentation.md docs/experiment.md docs/index.md docs/metric.md
-docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md
-docs/troubleshooting.md src/PACKAGE/card.py tests/test_card.py tests/test_docs.py
-src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/chips.py src/PACKAGE/config.py
+.devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
+.gitattributes .gitignore .vscode/launch.json Dockerfile LICENSE Makefile README.md docs/api.md docs/bench.md
+docs/bring-your-own-data.md docs/conf.py docs/configuration.md docs/containers.md docs/documentation.md
+docs/experiment.md docs/index.md docs/metric.md docs/model-card.md docs/model.md docs/reference.py docs/remote.md
+docs/reproducibility.md docs/slurm.md docs/sweep.md docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk
+pipeline.yaml pyproject.toml scripts/activate.sh scripts/data_remote.py scripts/train.sbatch
+src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/card.py src/PACKAGE/chips.py
 src/PACKAGE/cores.py src/PACKAGE/data.py src/PACKAGE/device.py src/PACKAGE/doctor.py src/PACKAGE/download.py
 src/PACKAGE/errors.py src/PACKAGE/evaluate.py src/PACKAGE/measure.py src/PACKAGE/messages.py src/PACKAGE/mirror.py
 src/PACKAGE/model.py src/PACKAGE/outcome.py src/PACKAGE/plots.py src/PACKAGE/predict.py src/PACKAGE/prepare.py
@@ -40,10 +40,10 @@ src/PACKAGE/conf/source/digits.yaml src/PACKAGE/conf/source/fashion_mnist.yaml s
 src/PACKAGE/conf/source/table.yaml src/PACKAGE/conf/tracking/mlflow.yaml src/PACKAGE/conf/tracking/off.yaml
 src/PACKAGE/conf/tracking/server.yaml src/PACKAGE/conf/train.yaml src/PACKAGE/conf/trainer/auto.yaml
 src/PACKAGE/conf/trainer/cpu.yaml src/PACKAGE/conf/trainer/ddp.yaml src/PACKAGE/conf/trainer/fsdp.yaml
-src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml
-tests/conftest.py tests/test_bench.py tests/test_config.py tests/test_data.py tests/test_device.py
-tests/test_doctor.py tests/test_gpu.py tests/test_model.py tests/test_resume.py tests/test_run.py tests/test_slurm.py
-tests/test_sources.py tests/test_sweep.py tests/test_tracking.py
+src/PACKAGE/conf/trainer/gpu.yaml src/PACKAGE/conf/trainer/mps.yaml src/PACKAGE/config.py
+tests/conftest.py tests/test_bench.py tests/test_card.py tests/test_config.py tests/test_data.py tests/test_device.py
+tests/test_docs.py tests/test_doctor.py tests/test_gpu.py tests/test_model.py tests/test_resume.py tests/test_run.py
+tests/test_slurm.py tests/test_sources.py tests/test_sweep.py tests/test_tracking.py
 """
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Project, commit, run
-from loopback import serve, write_page, write_stub_torch
+from loopback import fetch_torch, serve, write_page, write_stub_torch
 from pip._internal.models.index import PyPI
 
 pytestmark = pytest.mark.slow
@@ -33,10 +33,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real CPU wheel if pip has one at hand, and stub wheels for the CUDA builds."""
     folder = tmp_path_factory.mktemp("index")
     cpu = folder / "cpu/torch"
-    wanted = "torch==2.13.0+cpu"  # PyPI has no such name: only a wheel at hand is found, nothing big is downloaded
-    download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cpu), wanted]
-    if subprocess.run([sys.executable, *download], capture_output=True).returncode == 0:
-        write_page(next(cpu.glob("*.whl")))
+    fetch_torch(cpu, running_python())
     for build, cuda in CUDA_BUILDS.items():
         write_stub_torch(
             folder / build / "torch", build, cuda, f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"

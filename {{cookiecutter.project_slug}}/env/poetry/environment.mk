@@ -4,6 +4,9 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 INSTALL_DOCS = poetry install --extras "dev docs"
 UNFINISHED := .venv-unfinished
+# an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
+LOCK := poetry.lock
+EXTRAS ?= dev
 # in an active environment Poetry would install into that one
 POETRY := env -u VIRTUAL_ENV -u CONDA_PREFIX -u PYENV_VERSION poetry
 
@@ -18,13 +21,14 @@ INSTALL_PYTHON = $(if $(shell command -v pyenv),pyenv install {{ cookiecutter.py
 setup: ## make the environment and check the PyTorch build
 	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 is here. Run: $(INSTALL_PYTHON)" >&2; exit 1; }
+	@$(if $(LOCKED),$(LOCK_OR_SAY))
 	@# a package whose unpacking was interrupted counts as installed for Poetry: start anew
 	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
 	$(POETRY) env use "$(BASE_PYTHON)"
 	@test -f poetry.lock || $(POETRY) lock
-	$(POETRY) install --extras dev
+	$(POETRY) install $(addprefix --extras ,$(EXTRAS)) $(if $(LOCKED),--compile)
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)

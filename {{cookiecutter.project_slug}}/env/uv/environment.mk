@@ -3,17 +3,21 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 INSTALL_DOCS = uv sync --extra dev --extra docs
 UNFINISHED := .venv-unfinished
+# an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
+LOCK := uv.lock
+EXTRAS ?= dev
 UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 
 .PHONY: lock clean-env
 
 setup: ## make the environment and check the PyTorch build
 	@command -v uv >/dev/null || { echo "error: uv is not here. Install it (https://docs.astral.sh/uv), then run make setup again" >&2; exit 1; }
+	@$(if $(LOCKED),$(LOCK_OR_SAY))
 	@# a package whose unpacking was interrupted counts as installed for uv: start anew
 	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
-	$(UV) sync --python {{ cookiecutter.python_version }} --extra dev
+	$(UV) sync --python {{ cookiecutter.python_version }} $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)

@@ -3,6 +3,7 @@
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 INSTALL_DOCS = $(BIN)/python -m pip install --editable ".[docs]"
+export EXTRAS ?= dev
 
 # the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run
 BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} python3 python python3.13 python3.12 python3.11,\

@@ -2,6 +2,7 @@
 
     python -m ml_project.registry promote runs/digits/…    # or the id of its MLflow run; without, the newest run
     python -m ml_project.registry serve                    # the promoted one, on this machine only
+    python -m ml_project.registry serve runs/digits/…      # that run's, without asking MLflow
 
 The format is torch.export's: `mlflow.pyfunc.load_model` loads it where torch and MLflow are, without this package.
 A model that torch.export cannot take is pickled, and a copy of this package goes with it.
@@ -104,10 +105,7 @@ def promote(run: Run) -> int:
         raise UserError(
             f"{run.folder} was trained with tracking=off: MLflow does not know it. Train with tracking=mlflow."
         )
-    if not (run.folder / "model").is_dir():  # it was trained with tracking.log_model=false
-        from .train import export
-
-        export(run)
+    _export_if_missing(run)
     try:
         mirror.send_all(run.folder, uri)
         client = store.mlflow_client(uri)
@@ -119,13 +117,33 @@ def promote(run: Run) -> int:
     return version
 
 
-def serve(port: int) -> int:
-    """Serve the champion on this machine until it is stopped; returns the exit status.
+def serve(port: int, host: str, run: Run | None = None) -> int:
+    """Serve the champion, or the model of this run, until it is stopped; returns the exit status.
 
     Raises:
         UserError: there is no champion.
     """
-    uri = address_of_store()
+    env = dict(os.environ)
+    if run is None:
+        env["MLFLOW_TRACKING_URI"] = address_of_store()
+        model, served = CHAMPION, f"{CHAMPION}, {_champion(env['MLFLOW_TRACKING_URI'])}"
+    else:
+        _export_if_missing(run)
+        model = served = str(run.folder / "model")
+    address = f"http://{host}:{port}"
+    print(f"{served}: {address}   (Ctrl-C ends it)")
+    example = "-H 'Content-Type: application/json' -d @runs/.../model/serving_input_example.json"
+    print(f"ask it:  curl {address}/invocations {example}")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local",
+               "--host", host, "--port", str(port)]  # fmt: skip
+    try:
+        return subprocess.call(command, env=env)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _champion(uri: str) -> str:
     name, _, alias = CHAMPION.removeprefix("models:/").partition("@")
     try:
         version = store.mlflow_client(uri).get_model_version_by_alias(name, alias)
@@ -133,17 +151,14 @@ def serve(port: int) -> int:
         if store.is_absent(error):
             raise UserError(f"no model of {NAME} has been promoted yet. Run: make promote") from None
         raise UserError(store.trouble(uri, error)) from error
-    address = f"http://127.0.0.1:{port}"
-    print(f"{CHAMPION}, version {version.version} of run {version.run_id}: {address}   (Ctrl-C ends it)")
-    example = "-H 'Content-Type: application/json' -d @runs/.../model/serving_input_example.json"
-    print(f"ask it:  curl {address}/invocations {example}")
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", CHAMPION, "--env-manager", "local",
-               "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    try:
-        return subprocess.call(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri})
-    except KeyboardInterrupt:
-        return 0
+    return f"version {version.version} of run {version.run_id}"
+
+
+def _export_if_missing(run: Run) -> None:
+    if not (run.folder / "model").is_dir():  # it was trained with tracking.log_model=false
+        from .train import export
+
+        export(run)
 
 
 def address_of_store() -> str:
@@ -166,10 +181,12 @@ def main() -> None:
     chosen = commands.add_parser("promote", help="make this run's model the champion")
     chosen.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run; without it the newest")
     served = commands.add_parser("serve", help="serve the champion on this machine")
+    served.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run, in place of the champion")
     served.add_argument("--port", type=int, default=PORT)
+    served.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container: whoever reaches it may ask")
     arguments = parser.parse_args()
     if arguments.command == "serve":
-        sys.exit(serve(arguments.port))
+        sys.exit(serve(arguments.port, arguments.host, find(arguments.run) if arguments.run else None))
     run = find(arguments.run)
     print(f"{CHAMPION} is now version {promote(run)}, of {run.folder}")
     print("serve it     make serve")

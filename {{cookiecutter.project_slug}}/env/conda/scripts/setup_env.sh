@@ -116,8 +116,10 @@ setup() {
         rm -f "$READY"
         install
     fi
-    mkdir -p .conda/etc
-    cp -R etc/conda .conda/etc/
+    if [ -d etc ]; then # an image is made without
+        mkdir -p .conda/etc
+        cp -R etc/conda .conda/etc/
+    fi
     "$PYTHON" -m ml_project.doctor --quick || [ $? -eq 2 ] || { # 2: something could not be told
         rm -f "$READY"
         exit 1

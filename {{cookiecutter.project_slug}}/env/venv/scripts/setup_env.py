@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+EXTRAS = os.environ.get("EXTRAS", "dev")  # an image is made with none
 PIP = "pip>=25.1,<27"
 READY = VENV / ".ready"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -35,7 +36,7 @@ def main() -> None:
         READY.unlink(missing_ok=True)
         install_torch(config, next(name for name in pyproject["project"]["dependencies"] if re.match(r"torch\W", name)))
         step("Installing the project and its dependencies")
-        if pip("install", "--editable", ".[dev]") != 0:
+        if pip("install", "--editable", f".[{EXTRAS}]" if EXTRAS else ".") != 0:
             fail("pip could not install the project (its message stands above). Mend that, then run `make setup` again")
     doctor = "ml_project.doctor"
     if subprocess.run([str(PYTHON), "-m", doctor, "--quick"]).returncode not in (0, 2):
