@@ -101,13 +101,16 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
     lines = run("make", "help", cwd=project, env=env).output.splitlines()
     targets = [line.split()[1] for line in lines]
     wanted = [
+        "audit",
         "bench",
         "check",
         "clean-env",
         "data",
         "doctor",
         "evaluate",
+        "first-commit",
         "help",
+        "hooks",
         "mlflow",
         "promote",
         "pull",

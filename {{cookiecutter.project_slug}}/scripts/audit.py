@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ class Finding:
 
 
 def main() -> None:
-    answer = ask(sorted(set(requirements())), sys.argv[1:])
+    answer = ask(requirements(), sys.argv[1:])
     unknown = [package["name"] for package in answer if "skip_reason" in package]
     if len(unknown) == len(answer):
         fail("the service knows none of these packages, so nothing was audited. Look at the network, or ask later")
@@ -60,12 +61,13 @@ def main() -> None:
     print(f"{len(answer) - len(unknown)} packages audited, {len(findings)} findings, all of them accepted.")
 
 
-def requirements() -> Iterable[str]:
+def requirements() -> list[str]:
     """What is installed, but for this project. The service does not know a build's mark, the `+cpu` of torch."""
     own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
-    for package in distributions():
-        if package.name and package.name != own:
-            yield f"{package.name}=={package.version.partition('+')[0]}"
+    versions: dict[str, str] = {}
+    for package in distributions():  # of two with one name, the first is the one that is imported
+        versions.setdefault(re.sub(r"[-_.]+", "-", package.name).lower(), package.version.partition("+")[0])
+    return [f"{name}=={version}" for name, version in sorted(versions.items()) if name != own]
 
 
 def ask(packages: list[str], options: list[str]) -> list[dict[str, Any]]:
@@ -75,18 +77,19 @@ def ask(packages: list[str], options: list[str]) -> list[dict[str, Any]]:
         pinned.write_text("\n".join(packages), encoding="utf-8")
         command = [sys.executable, "-m", "pip_audit", "--requirement", str(pinned), "--no-deps", "--disable-pip"]
         shown = ["--format", "json", "--aliases", "on", "--progress-spinner", "off"]
-        done = subprocess.run([*command, *shown, *options], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([*command, *shown, *options], capture_output=True, text=True)
     try:
         answer: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        fail("pip-audit could not ask (its message stands above), so nothing was audited. Look at the network")
+        why = done.stderr.strip().splitlines() or ["it said nothing"]
+        fail(f"pip-audit could not ask, so nothing was audited: {why[-1]}. Look at the network")
     return answer
 
 
 def found(answer: list[dict[str, Any]]) -> Iterable[Finding]:
     for package in answer:
         for finding in package.get("vulns", []):
-            ids = (finding["id"], *finding.get("aliases", []))
+            ids = (finding["id"], *sorted(finding.get("aliases", [])))
             fixed_in = " or ".join(finding["fix_versions"]) or "no version yet"
             yield Finding(f"{package['name']} {package['version']}", ids, fixed_in)
 
