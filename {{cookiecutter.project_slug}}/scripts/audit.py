@@ -55,10 +55,11 @@ def main() -> None:
         print(f"Not known to the service: {' '.join(unknown)}")
     if wrong:
         fail(
-            f"{wrong} of {len(findings)} findings are not accepted. Take a version that is mended, or accept one "
+            f"{wrong} of {len(findings)} findings not accepted. Take a version that is mended, or accept one "
             'for a time in audit-accepted.toml: [[accepted]], id = "...", reason = "...", expires = 2030-12-31'
         )
-    print(f"{len(answer) - len(unknown)} packages audited, {len(findings)} findings, all of them accepted.")
+    audited = len(answer) - len(unknown)
+    print(f"{audited} packages audited, {len(findings)} findings{', all accepted' if findings else ''}.")
 
 
 def requirements() -> list[str]:
