@@ -1,4 +1,4 @@
-"""What guards a project: the first commit, the checks before each one, the audit, and CI's commands, with real parts."""
+"""What guards a project: first commit, checks before each one, audit, what CI types; all with real parts."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ def test_a_finding_fails_until_it_is_accepted_and_again_when_that_has_expired(au
     assert "my-project" not in Advisories.asked
     refused = audit(vulnerable=True, expect=2).output
     assert refused.startswith(
-        f"{FOUND}FOUND\nerror: 1 of 1 findings not accepted. Take a version that is mended, or accept one for a time in "
-        'audit-accepted.toml: [[accepted]], id = "...", reason = "...", expires = 2030-12-31.\n'
+        f"{FOUND}FOUND\nerror: 1 of 1 findings not accepted. Take a version that is mended, or accept one for a time "
+        'in audit-accepted.toml: [[accepted]], id = "...", reason = "...", expires = 2030-12-31.\n'
     )
     accepted = project / "audit-accepted.toml"
     entry = '[[accepted]]\nid = "CVE-2021-41125"\nreason = "we scrape one domain"\nexpires = {}\n'
