@@ -57,17 +57,17 @@ def notebook(output: str) -> str:
 
 # in two parts, or this file would itself be stopped
 FAULTS = {
-    "private keys": ("notes.txt", "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIE\n"),
-    "passwords and tokens": ("deploy.txt", "key = AKIA" + "IOSFODNN7EXAMPLE\n"),
-    "notebooks without output": ("look.ipynb", notebook("42")),
-    "files of more than 2 MB": ("weights.bin", "\0" * 20_000_000),
-    "typos": ("notes.md", "We rec" + "ieve the data.\n"),
+    "notes.txt": ("passwords, tokens, private keys", "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIE\n"),
+    "deploy.sh": ("passwords, tokens, private keys", "key=AKIA" + "IOSFODNN7EXAMPLE\n"),
+    "look.ipynb": ("notebooks without output", notebook("42")),
+    "weights.bin": ("files of more than 2 MB", "\0" * 20_000_000),
+    "notes.md": ("typos", "We rec" + "ieve the data.\n"),
 }
 
 
 def test_each_fault_is_stopped_by_its_hook(project: Path, somebody: dict[str, str]) -> None:
     run("make", "first-commit", cwd=project, env=somebody)
-    for hook, (name, text) in FAULTS.items():
+    for name, (hook, text) in FAULTS.items():
         (project / name).write_text(text, encoding="utf-8")
         run("git", "add", name, cwd=project, env=somebody)
         said = run("git", "commit", "--message", "x", cwd=project, env=somebody, expect=1).output
