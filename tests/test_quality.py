@@ -32,11 +32,16 @@ def project(bake: Bake, demo: tuple[Path, str]) -> Path:
     settings = tomllib.loads((demo[0] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ml-template"]
     answers = {"env_manager": "venv", "cuda": "cpu", "python_version": settings["python"]}
     folder = bake(profile="team", ci="github", **answers).path
-    venv = folder / ".venv"
-    venv.mkdir()
-    for part in (demo[0] / ".venv").iterdir():
-        if not part.name.startswith(".ready"):
-            (venv / part.name).symlink_to(part)
+    venv, installed = folder / ".venv", next((demo[0] / ".venv").glob("lib/*/site-packages"))
+    site = venv / installed.relative_to(demo[0] / ".venv")
+    site.mkdir(parents=True)
+    for part in ("bin", "pyvenv.cfg"):
+        (venv / part).symlink_to(demo[0] / ".venv" / part)
+    for part in installed.iterdir():
+        if part.suffix == ".pth" and str(demo[0]) in part.read_text(encoding="utf-8"):  # where the project itself is
+            (site / part.name).write_text(str(folder / "src"), encoding="utf-8")
+        else:
+            (site / part.name).symlink_to(part)
     (venv / ".ready").write_text(hashlib.sha256((folder / "pyproject.toml").read_bytes()).hexdigest(), encoding="utf-8")
     return folder
 
