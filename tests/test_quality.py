@@ -35,8 +35,8 @@ def project(bake: Bake, demo: tuple[Path, str]) -> Path:
     venv, installed = folder / ".venv", next((demo[0] / ".venv").glob("lib/*/site-packages"))
     site = venv / installed.relative_to(demo[0] / ".venv")
     site.mkdir(parents=True)
-    for part in ("bin", "pyvenv.cfg"):
-        (venv / part).symlink_to(demo[0] / ".venv" / part)
+    for name in ("bin", "pyvenv.cfg"):
+        (venv / name).symlink_to(demo[0] / ".venv" / name)
     for part in installed.iterdir():
         if part.suffix == ".pth" and str(demo[0]) in part.read_text(encoding="utf-8"):  # where the project itself is
             (site / part.name).write_text(str(folder / "src"), encoding="utf-8")
