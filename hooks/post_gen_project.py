@@ -12,23 +12,21 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 PLACEHOLDER = "ml_project"
 
 
-def keep(chosen: Path, among: Path) -> None:
-    """Move the content of the chosen folder to the project's top and delete the others."""
-    for source in sorted(chosen.rglob("*")):
-        if source.is_file():
-            target = Path(source.relative_to(chosen))
+def keep(among: str, *chosen: str) -> None:
+    """Move the content of the chosen folders to the project's top, behind a file that is there; delete the others."""
+    for folder in (Path(among, name) for name in chosen):
+        for source in sorted(file for file in folder.rglob("*") if file.is_file()):
+            target = Path(source.relative_to(folder))
             target.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(target)
+            with target.open("ab") as end:
+                end.write(source.read_bytes())
     shutil.rmtree(among)
 
 
-def append_settings() -> None:
-    """The environment manager's own part of pyproject.toml comes after the common one."""
-    own = Path("env", ANSWERS["env_manager"], "pyproject.toml")
-    if own.exists():
-        with Path("pyproject.toml").open("ab") as common:
-            common.write(own.read_bytes())
-        own.unlink()
+def license_headers() -> None:
+    """Apache's licence asks for a notice in each file."""
+    for file in sorted(Path().rglob("*.py")):
+        file.write_bytes(b"# SPDX-License-Identifier: Apache-2.0\n" + file.read_bytes())
 
 
 def rename_package(name: str) -> None:
@@ -60,8 +58,12 @@ def next_steps() -> str:
     )
 
 
-append_settings()
-keep(Path("env", ANSWERS["env_manager"]), among=Path("env"))
-keep(Path("licenses", ANSWERS["license"]), among=Path("licenses"))
+profile, ci = ANSWERS["profile"], ANSWERS["ci"]
+keep("env", ANSWERS["env_manager"])
+keep("licenses", ANSWERS["license"])
+keep("ci", *(() if ci == "none" else ("any", ci)))
+keep("profiles", *(() if profile == "student" else (profile, f"{profile}-{ci}")))
+if ANSWERS["license"] == "Apache-2.0":
+    license_headers()
 rename_package(ANSWERS["package_name"])
 print(next_steps().encode("ascii", "replace").decode(), file=sys.stderr)  # `cruft diff > patch` stays clean

@@ -66,6 +66,11 @@ def md(value: object) -> str:
     return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", text)  # at the start of a line these make lists and rules
 
 
+def owner(email: object) -> str:
+    """An address as it may stand in CODEOWNERS; nothing if it is none there."""
+    return str(email) if re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", str(email), re.ASCII) else ""
+
+
 def resolve(answers: Cookiecutter) -> str:
     """Put a concrete value in the place of each `auto`, and refuse bad answers.
 
@@ -86,6 +91,7 @@ def resolve(answers: Cookiecutter) -> str:
     if misfits := detected["misfits"].get(answers["cuda"]):
         answers["__why_cuda"] = f"as you chose. Not for this machine: {'; '.join(misfits)}. {REMEDY}"
     build = builds[answers["cuda"]]
+    answers["__bin"] = ".conda/bin" if answers["env_manager"] == "conda" else ".venv/bin"
     answers["__torch_version"] = build["tested"]
     answers["__torch_range"] = build["torch"]
     answers["__torch_index"] = f"{answers['pytorch_index'].rstrip('/')}/{answers['cuda']}"
@@ -193,5 +199,5 @@ def _taken(name: str) -> str:
     return next((what for what, is_so in meanings.items() if is_so), "")
 
 
-FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md, "remote_url": remote_url}
+FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md, "remote_url": remote_url, "owner": owner}
 GLOBALS = {"resolve": resolve, "validate": validate}

@@ -509,7 +509,7 @@ def test_a_lock_is_used_where_it_fits(machine: NewMachine, program: str, listed:
     lock = here.project.path / "conda-lock.txt"
     assert lock.read_text().startswith("# environment.yml ")
     assert "\n@EXPLICIT\nhttps://conda.anaconda.org/conda-forge/linux-64/python-" in lock.read_text()
-    here.make("setup")
+    here.make("setup", "lock-fresh")
     assert here.calls == CHECKED  # the lock says what is there already
     pip = "python -m pip install --editable .[dev]"
     here.make("clean-env", "setup")
@@ -522,6 +522,8 @@ def test_a_lock_is_used_where_it_fits(machine: NewMachine, program: str, listed:
     assert here.calls[0].endswith("create --prefix ./.conda --file environment.yml")
     environment = here.project.path / "environment.yml"
     environment.write_text(environment.read_text() + "# changed\n")
+    another = "error: conda-lock.txt was written for another environment.yml. Run: make clean-env setup lock\n"
+    assert another in here.make("lock-fresh", expect=2)
     assert "conda-lock.txt was written for another environment.yml and is left aside" in here.make("setup")
     assert here.calls[0].endswith("--file environment.yml")
 

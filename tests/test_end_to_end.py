@@ -115,6 +115,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
     lines = run("make", "help", cwd=project, env=env).output.splitlines()
     targets = [line.split()[1] for line in lines]
     wanted = [
+        "audit",
         "bench",
         "card",
         "check",
@@ -123,7 +124,10 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "docs",
         "doctor",
         "evaluate",
+        "first-commit",
         "help",
+        "hooks",
+        "image",
         "mlflow",
         "promote",
         "pull",

@@ -238,8 +238,9 @@ def test_what_is_typed_is_what_stands_in_the_files(place: Place, chunk: int) -> 
 def test_any_mix_of_choices_gives_a_clean_project(bake: Bake, chunk: int) -> None:
     chance = start(chunk)
     for _ in range(SAMPLES):
-        project = bake(**{asked: chance.choice(choices) for asked, choices in CHOICES.items()})
-        assert_clean(project)
+        answers = {asked: chance.choice(choices) for asked, choices in CHOICES.items()}
+        project = bake(**answers)
+        assert_clean(project, **answers)
         shutil.rmtree(project.path)
 
 
@@ -298,6 +299,7 @@ READ: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
+    ".cff": yaml.safe_load,
     ".json": json.loads,
     ".md": lambda text: re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text),
 }

@@ -16,11 +16,12 @@ from conftest import CHOICES, QUESTIONS, Bake, Project, combinations, run
 
 FILES = """\
 .devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
-.gitattributes .gitignore .vscode/launch.json Dockerfile LICENSE Makefile README.md docs/api.md docs/bench.md
-docs/bring-your-own-data.md docs/conf.py docs/configuration.md docs/containers.md docs/documentation.md
-docs/experiment.md docs/index.md docs/metric.md docs/model-card.md docs/model.md docs/reference.py docs/remote.md
-docs/reproducibility.md docs/slurm.md docs/sweep.md docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk
-pipeline.yaml pyproject.toml scripts/activate.sh scripts/data_remote.py scripts/train.sbatch
+.env.example .gitattributes .gitignore .pre-commit-config.yaml .vscode/launch.json CITATION.cff Dockerfile LICENSE
+Makefile README.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py docs/configuration.md
+docs/containers.md docs/documentation.md docs/experiment.md docs/index.md docs/metric.md docs/model-card.md
+docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md docs/tracking.md
+docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh scripts/audit.py
+scripts/data_remote.py scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/bench.py src/PACKAGE/callbacks.py src/PACKAGE/card.py src/PACKAGE/chips.py
 src/PACKAGE/cores.py src/PACKAGE/data.py src/PACKAGE/device.py src/PACKAGE/doctor.py src/PACKAGE/download.py
 src/PACKAGE/errors.py src/PACKAGE/evaluate.py src/PACKAGE/measure.py src/PACKAGE/messages.py src/PACKAGE/mirror.py
@@ -56,6 +57,15 @@ OWN_FILES = {
     "uv": "",
     "venv": "scripts/setup_env.py",
 }
+CI_FILES = {"none": "", "github": ".github/workflows/ci.yml", "gitlab": ".gitlab-ci.yml"}
+TEAM_FILES = {
+    "none": "CHANGELOG.md CODEOWNERS SECURITY.md",
+    "github": (
+        ".github/ISSUE_TEMPLATE/bug.md .github/dependabot.yml .github/pull_request_template.md "
+        ".github/workflows/gpu.yml .github/workflows/release.yml .github/workflows/weekly.yml"
+    ),
+    "gitlab": ".gitlab/issue_templates/bug.md .gitlab/merge_request_templates/default.md renovate.json",
+}
 
 
 def manager_of(project: Project) -> str:
@@ -63,20 +73,24 @@ def manager_of(project: Project) -> str:
     return manager
 
 
-def assert_clean(project: Project, package: str = "my_project") -> None:
+def assert_clean(
+    project: Project, package: str = "my_project", profile: str = "student", ci: str = "none", **_: str
+) -> None:
     """Exactly the files it should have, each of the kind its name says, with nothing of the template left."""
-    names = f"{FILES} {OWN_FILES[manager_of(project)]}".split()
+    names = f"{FILES} {OWN_FILES[manager_of(project)]} {CI_FILES[ci]}".split()
+    if profile == "team":
+        names += {*TEAM_FILES["none"].split(), *TEAM_FILES[ci].split()}
     assert project.files() == sorted(name.replace("PACKAGE", package) for name in names)
     for name in project.files():
         text = project.text(name)
-        assert "{{" not in text, name
+        assert "{{" not in (text.replace("${{ ", "") if name.startswith(".github/") else text), name
         assert "{%" not in text, name
         assert "cookiecutter" not in text, name
         if "ml_project" not in package:
             assert "ml_project" not in text, name
         if name.endswith(".toml"):
             tomllib.loads(text)
-        elif name.endswith((".yaml", ".yml")):
+        elif name.endswith((".cff", ".yaml", ".yml")):
             yaml.safe_load(text)
         elif name.endswith(".json"):
             json.loads(text)
@@ -87,7 +101,7 @@ def assert_clean(project: Project, package: str = "my_project") -> None:
 @pytest.mark.parametrize("answers", list(combinations()), ids=lambda answers: "-".join(answers.values()))
 def test_every_choice_and_every_pair_gives_a_clean_project(bake: Bake, answers: dict[str, str]) -> None:
     project = bake(**answers)
-    assert_clean(project)
+    assert_clean(project, **answers)
     settings = tomllib.loads(project.text("pyproject.toml"))
     chosen = settings["tool"]["ml-template"]
     for question in ("python_version", "env_manager", "cuda"):

@@ -115,6 +115,11 @@ def test_a_project_is_set_up_and_trained(
     print(f"{manager}: make setup {cold_s:.0f} s, the second time {time.perf_counter() - started:.0f} s")
     assert project.text(LOCKS[manager]) == locked
     assert list((tmp_path / "other").iterdir()) == []
+    run("make", "lock-fresh", cwd=project.path, env=env)
+    settings = project.text("pyproject.toml")
+    (project.path / "pyproject.toml").write_text(settings.replace('    "tqdm>=4.67,<5",\n', ""), encoding="utf-8")
+    run("make", "lock-fresh", cwd=project.path, env=env, expect=2)
+    (project.path / "pyproject.toml").write_text(settings, encoding="utf-8")
 
     shutil.rmtree(project.path / ".venv")
     kill_setup_in_the_middle(project.path, env)

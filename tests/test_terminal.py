@@ -28,9 +28,9 @@ if sys.platform != "win32":
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
-ASKED = re.compile(r"\): \Z")  # a question ends with its default in parentheses
+ASKED = re.compile(r"(\): |\[y/N\] )\Z")  # a question ends with its default in parentheses, or asks for yes or no
 LINES, COLUMNS = 60, 100
-LIMIT_S = 60.0  # for a whole session, which takes about a second
+LIMIT_S = 180.0  # for a whole session, which takes a second, or with `make setup` many
 NAMES = [name for name in QUESTIONS if not name.startswith("_")]
 
 
@@ -38,7 +38,7 @@ def session(command: list[str], typed: Mapping[str, str], cwd: Path, env: Mappin
     """Answer each question of a program in a terminal of its own: what is typed for its number, else Enter.
 
     Args:
-        typed: from the mark of a question, as [4/11], to what is typed there.
+        typed: from the mark of a question, as [4/11] or [y/N], to what is typed there.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
@@ -60,7 +60,7 @@ def session(command: list[str], typed: Mapping[str, str], cwd: Path, env: Mappin
             received += data
             new = screen(received[answered:])
             if ASKED.search(new):
-                mark = re.findall(r"\[\d+/\d+\]", new)
+                mark = re.findall(r"\[\w+/\w+\]", new)
                 os.write(master, typed.get(mark[-1], "").encode() + b"\n" if mark else b"\n")
                 answered = len(received)
         status = process.wait(timeout=max(1.0, ends_at - time.monotonic()))

@@ -20,7 +20,7 @@ MODELS = ", ".join(sorted(file.stem for file in CONF.glob("model/*.yaml")))
 MISTAKES = {
     "optim.lrr=0.1": "optim.lrr is not a setting. Did you mean optim.lr? (To add a new key, write +optim.lrr=...)",
     "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
-    "modell=cnn": "modell is not a setting.",
+    "modelx=cnn": "modelx is not a setting.",
     "optim.lr=fast": f"optim.lr must be a number such as {DEFAULT.optim.lr}, got 'fast'.",
     "data.batch_size=1.5": f"data.batch_size must be a whole number such as {DEFAULT.data.batch_size}, got 1.5.",
     "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",

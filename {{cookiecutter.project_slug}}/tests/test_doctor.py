@@ -509,7 +509,7 @@ def test_mlflows_database_is_read_without_changing_it(make: Make, workplace: Pat
 
 
 def test_an_mlflow_server_answers_or_not(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # pragma: allowlist secret
     result = doctor.mlflow(make(mlflow=read(probe.mlflow_steps())))
     assert_wrong(result, "MLflow at http://127.0.0.1:9 did not take it: nobody answers there", "MLFLOW_TRACKING_URI")
     assert "secret" not in str(result)

@@ -1,6 +1,6 @@
 # The environment of this project: a conda environment in .conda, made from environment.yml.
 # With a program of your choice (else mamba, micromamba or conda, the first that runs):  make setup CONDA=...
-.PHONY: lock clean-env
+.PHONY: lock lock-fresh clean-env
 BIN := .conda/bin
 READY := .conda/.ready
 INSTALL_DOCS = $(BIN)/python -m pip install --editable ".[docs]"
@@ -21,11 +21,14 @@ endif
 
 setup: ## make the environment and check the PyTorch build
 	@sh scripts/setup_env.sh setup $(BIN)/python $(READY)
-	@$(MAKE) --no-print-directory dvc-ready store-ready
+	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 
 # newer packages than the lock has:  rm conda-lock.txt && make clean-env setup lock
 lock: ## write the exact conda packages to conda-lock.txt, for the next setup
 	@sh scripts/setup_env.sh lock $(BIN)/python $(READY)
+
+lock-fresh: ## is conda-lock.txt what environment.yml asks for?
+	@test ! -f conda-lock.txt || grep -x "# environment.yml $$(cksum <environment.yml)" conda-lock.txt >/dev/null || { echo "error: conda-lock.txt was written for another environment.yml. Run: make clean-env setup lock" >&2; exit 1; }
 
 # conda keeps the packages in its cache, so that the next setup is quick; `conda clean --all` empties that, for all projects
 clean-env: ## remove the environment

@@ -16,7 +16,7 @@ BASE_PYTHON ?= $(firstword $(wildcard $(PYENV_PYTHON)/bin/python) $(foreach p,py
 	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print(sys.executable)" 2>/dev/null)))
 INSTALL_PYTHON = $(if $(shell command -v pyenv),pyenv install {{ cookiecutter.python_version }},install Python {{ cookiecutter.python_version }})
 
-.PHONY: lock clean-env
+.PHONY: lock lock-fresh clean-env
 
 setup: ## make the environment and check the PyTorch build
 	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
@@ -32,10 +32,13 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)
-	@$(MAKE) --no-print-directory dvc-ready store-ready
+	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 
 lock: ## take the newest versions that pyproject.toml allows into poetry.lock
 	$(POETRY) update --lock
+
+lock-fresh: ## is poetry.lock what pyproject.toml asks for?
+	$(POETRY) check --lock
 
 clean-env: ## remove the environment
 	rm -rf .venv $(UNFINISHED)

@@ -6,9 +6,10 @@ UNFINISHED := .venv-unfinished
 # an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
 LOCK := uv.lock
 EXTRAS ?= dev
+BASE_PYTHON ?= {{ cookiecutter.python_version }}
 UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 
-.PHONY: lock clean-env
+.PHONY: lock lock-fresh clean-env
 
 setup: ## make the environment and check the PyTorch build
 	@command -v uv >/dev/null || { echo "error: uv is not here. Install it (https://docs.astral.sh/uv), then run make setup again" >&2; exit 1; }
@@ -17,14 +18,17 @@ setup: ## make the environment and check the PyTorch build
 	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
-	$(UV) sync --python {{ cookiecutter.python_version }} $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
+	$(UV) sync --python "$(BASE_PYTHON)" $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)
-	@$(MAKE) --no-print-directory dvc-ready store-ready
+	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 
 lock: ## take the newest versions that pyproject.toml allows into uv.lock
 	$(UV) lock --upgrade
+
+lock-fresh: ## is uv.lock what pyproject.toml asks for?
+	$(UV) lock --check
 
 clean-env: ## remove the environment
 	rm -rf .venv $(UNFINISHED)

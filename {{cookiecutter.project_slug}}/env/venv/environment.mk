@@ -12,9 +12,12 @@ BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} p
 setup: ## make the environment and check the PyTorch build
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 was found. Install one, or name it: make setup BASE_PYTHON=..." >&2; exit 1; }
 	@$(BASE_PYTHON) scripts/setup_env.py
-	@$(MAKE) --no-print-directory dvc-ready store-ready
+	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 
-.PHONY: clean-env
+.PHONY: lock-fresh clean-env
+
+lock-fresh:
+	@echo "pip takes what pyproject.toml allows: there is no lock file to look at."
 
 clean-env: ## remove the environment
 	rm -rf .venv

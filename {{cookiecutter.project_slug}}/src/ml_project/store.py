@@ -111,7 +111,7 @@ def refusal(uri: str, error: Exception) -> str | None:
 
 
 def without_password(uri: str) -> str:
-    """`https://user:password@host/path?token=...` -> `https://host/path`."""
+    """`https://user:<password>@host/path?token=...` -> `https://host/path`."""
     scheme, separator, rest = uri.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
