@@ -27,7 +27,7 @@ demo: demo/.generated ## generate a project in demo/, set it up, train it; ANSWE
 test: $(READY) ## set up and run all tests, with a training from end to end
 	@$(TOOLS)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-fast: $(READY) ## the tests that need no torch: under 3 minutes
+test-fast: $(READY) ## the quick ones, under 3 minutes: no torch
 	@$(TOOLS)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 check: $(READY) ## look for mistakes: ruff, mypy

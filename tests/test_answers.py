@@ -80,7 +80,8 @@ def write_replay(template: Path, folder: Path, **given: str) -> Path:
     content = {name: value for name, value in QUESTIONS.items() if name != "__prompts__"}
     content |= {"project_slug": "my-project", "package_name": "my_project", "license": "MIT"}
     content |= {"python_version": "3.11", "env_manager": "venv", "cuda": "cpu"}
-    content |= {"data_remote": "local", "data_remote_url": "../my-project-data", **given}
+    content |= {"data_remote": "local", "data_remote_url": "../my-project-data"}
+    content |= {"profile": "student", "ci": "none", **given}
     answers.resolve(content)
     (folder / "replay").mkdir(exist_ok=True)
     file = folder / "replay" / f"{template.name}.json"

@@ -147,9 +147,10 @@ def test_an_update_runs_the_new_versions_code(repository: Path, create: Callable
     cruft("diff", "--exit-code", cwd=project.path)
 
 
-@pytest.mark.parametrize(
-    ("question", "answer"), [(name, choice) for name, choices in CONCRETE.items() for choice in choices[1:]]
-)
+@pytest.mark.parametrize(("question", "answer"), [
+    pytest.param(name, choice, marks=() if choice == choices[-1] else pytest.mark.slow)
+    for name, choices in CONCRETE.items() for choice in choices[1:]
+])  # fmt: skip
 def test_another_answer_gives_what_it_would_have_given_at_first(
     create: Callable[..., Project], cruft: Cruft, bake: Bake, question: str, answer: str
 ) -> None:

@@ -34,7 +34,7 @@ from test_generation import assert_clean
 
 from ml_template.answers import FREE_TEXT, remote_url, resolve
 
-CHUNKS = 10
+CHUNKS = [*range(3), *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in range(3, 10))]
 GENERATIONS, TYPED = 75, 3  # a chunk, with four free answers each: 3,000 answers in all; three are typed, not replayed
 MIXES = 5  # of the other choices, a chunk
 SAMPLES = 3  # of the product of all choices, a chunk
@@ -212,7 +212,7 @@ def test_the_watch_sees_a_command_and_a_file(tmp_path: Path) -> None:
         (tmp_path / "in/file").touch()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_what_is_given_is_what_stands_in_the_files(place: Place, in_process: None, chunk: int) -> None:
     chance = start(chunk)
     mixes = [{asked: chance.choice(choices) for asked, choices in CONCRETE.items()} for _ in range(MIXES)]
@@ -224,7 +224,7 @@ def test_what_is_given_is_what_stands_in_the_files(place: Place, in_process: Non
     place.assert_untouched()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_what_is_typed_is_what_stands_in_the_files(place: Place, chunk: int) -> None:
     chance = start(chunk)
     model = Model.of(place.type_in(MARKS))
@@ -234,7 +234,7 @@ def test_what_is_typed_is_what_stands_in_the_files(place: Place, chunk: int) -> 
     place.assert_untouched()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_any_mix_of_choices_gives_a_clean_project(bake: Bake, chunk: int) -> None:
     chance = start(chunk)
     for _ in range(SAMPLES):

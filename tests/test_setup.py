@@ -51,6 +51,7 @@ def setup(bake: Bake, index: str) -> Setup:
     return steps
 
 
+@pytest.mark.slow
 def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index: str) -> None:
     printed = setup("cu130").output
     assert f"== pip's own indexes do not have it, trying {index}/cu130\n" in printed
@@ -77,6 +78,7 @@ def test_an_index_that_cannot_be_reached_gets_one_sentence(setup: Setup) -> None
     )
 
 
+@pytest.mark.slow
 def test_a_clusters_wheelhouse_gives_its_own_build(setup: Setup, tmp_path: Path) -> None:
     write_stub_torch(tmp_path / "wheelhouse", "computecanada", "13.0")
     cluster = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheelhouse")}
