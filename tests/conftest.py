@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -124,6 +125,14 @@ def copy_template(folder: Path, *more: str) -> None:
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
         else:
             shutil.copy(source, folder / part)
+
+
+def generate(template: Path, folder: Path, config_file: Path | None = None, **answers: str) -> Project:
+    """Generate a project in a process of its own, with these answers, on the machine as it is."""
+    config = ["--default-config"] if config_file is None else ["--config-file", str(config_file)]
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", *config, "-o", str(folder)]
+    run(*command, *(f"{name}={value}" for name, value in answers.items()), cwd=folder)
+    return Project(folder / answers.get("project_slug", "my-project"))
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHOICES, NO_ENGINE, QUESTIONS, ROOT, Bake, Project, free_port, run
+from conftest import CHOICES, NO_ENGINE, QUESTIONS, ROOT, Bake, Project, free_port, generate, run
 from loopback import fetch_torch, serve
 
 PYTHON = "3.11"  # Debian 12's, of which the stand-in for the official base image is made
@@ -133,18 +133,7 @@ def project(template: Path, index: dict[str, str], tmp_path_factory: pytest.Temp
     """A project of uv: its image takes what its lock says, and the devcontainer's `make setup` writes that lock."""
     folder = tmp_path_factory.mktemp("containers")
     answers = {"env_manager": "uv", "cuda": "cpu", "python_version": PYTHON, "project_name": 'A "good" one', **index}
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "cookiecutter",
-        template,
-        "--no-input",
-        "--default-config",
-        "-o",
-        folder,
-    ]
-    run(*command, *(f"{name}={value}" for name, value in answers.items()), "project_slug=my-project", cwd=folder)
-    return Project(folder / "my-project")
+    return generate(template, folder, None, project_slug="my-project", **answers)
 
 
 def start(label: str, *command: str | Path, cwd: Path, env: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, commit, run
+from conftest import Project, commit, generate, run
 from loopback import fetch_torch, serve, write_page, write_stub_torch
 from pip._internal.models.index import PyPI
 
@@ -74,21 +74,9 @@ def linked_tools(folder: Path) -> Path:
     return folder / "tools"
 
 
-def generate(template: Path, folder: Path, config_file: Path, index: str, manager: str, cuda: str) -> Project:
+def make(template: Path, folder: Path, config_file: Path, index: str, manager: str, cuda: str) -> Project:
     answers = {"env_manager": manager, "cuda": cuda, "pytorch_index": index, "python_version": running_python()}
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "cookiecutter",
-        template,
-        "--no-input",
-        "--config-file",
-        config_file,
-        "-o",
-        folder,
-    ]
-    run(*command, *(f"{name}={value}" for name, value in answers.items()), cwd=folder)
-    return Project(folder / "my-project")
+    return generate(template, folder, config_file, **answers)
 
 
 def running_python() -> str:
@@ -102,7 +90,7 @@ def test_a_project_is_set_up_and_trained(
     with urllib.request.urlopen(f"{index}/") as page:
         if "cpu/" not in page.read().decode():
             pytest.skip(f"pip has no wheel of torch 2.13.0+cpu for Python {running_python()} at hand")
-    project = generate(template, tmp_path, config_file, index, manager, "cpu")
+    project = make(template, tmp_path, config_file, index, manager, "cpu")
     started = time.perf_counter()
     first = run("make", "setup", cwd=project.path, env=env).output
     cold_s = time.perf_counter() - started
@@ -151,7 +139,7 @@ def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:
 def test_every_cuda_build_is_locked_from_its_own_index(
     template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str, cuda: str
 ) -> None:
-    project = generate(template, tmp_path, config_file, index, manager, cuda)
+    project = make(template, tmp_path, config_file, index, manager, cuda)
     run(TOOLS / manager, "lock", cwd=project.path, env={n: v for n, v in env.items() if n != "VIRTUAL_ENV"})
     packages = tomllib.loads(project.text(LOCKS[manager]))["package"]
     versions = [package["version"] for package in packages if package["name"] == "torch"]
@@ -166,7 +154,7 @@ def test_every_cuda_build_is_locked_from_its_own_index(
 def test_a_missing_tool_gets_one_sentence(
     template: Path, tmp_path: Path, config_file: Path, bare_machine: Path, manager: str, install: str
 ) -> None:
-    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", manager, "cpu")
+    project = make(template, tmp_path, config_file, "http://127.0.0.1:1", manager, "cpu")
     printed = run("make", "setup", cwd=project.path, expect=2).output.splitlines()
     assert printed[0] == f"error: {manager} is not here. Install it ({install}), then run make setup again"
 
@@ -174,7 +162,7 @@ def test_a_missing_tool_gets_one_sentence(
 def test_a_missing_python_is_told_with_the_command_of_pyenv(
     template: Path, tmp_path: Path, config_file: Path, bare_machine: Path
 ) -> None:
-    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", "poetry", "cpu")
+    project = make(template, tmp_path, config_file, "http://127.0.0.1:1", "poetry", "cpu")
     for program in ("poetry", "pyenv"):
         (bare_machine / program).symlink_to("/bin/true")
     printed = run("make", "setup", cwd=project.path, expect=2).output.splitlines()
@@ -208,7 +196,7 @@ def test_switching_changes_what_depends_on_it_and_nothing_else(
 
 
 def test_switching_says_what_it_needs(template: Path, tmp_path: Path, config_file: Path, env: dict[str, str]) -> None:
-    project = generate(template, tmp_path, config_file, "http://127.0.0.1:1", "uv", "cpu")
+    project = make(template, tmp_path, config_file, "http://127.0.0.1:1", "uv", "cpu")
     sentences = {
         (): "error: switch to what? For example: make switch CUDA=cu130, or ENV=conda",
         ("CUDA=cu130",): (
