@@ -24,7 +24,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"  # of this machine, whose net
 IMAGE = "ml-template-test"
 PLANTED = "planted-4f1c-and-to-be-found-nowhere"
 MANAGERS = [manager for manager in CHOICES["env_manager"] if manager != "auto"]
-# of the specification of devcontainers: what a file may say, and of which kind it is
+# what is used of devcontainers' schema (devcontainers/spec, schemas/devContainer.base.schema.json), which no package here has
 KEYS: dict[str, type] = {
     "name": str, "build": dict, "remoteUser": str, "hostRequirements": dict, "runArgs": list, "mounts": list,
     "postCreateCommand": str, "customizations": dict,
@@ -40,6 +40,7 @@ def test_containers_are_well_formed(bake: Bake, manager: str) -> None:
     assert all(f'ARG BASE="{base}"\n' in project.text(file) for file in files)
     described = json.loads(project.text(".devcontainer/devcontainer.json"))
     assert {key: type(value) for key, value in described.items()} == KEYS
+    assert [(mount["type"], len(mount)) for mount in described["mounts"]] == [("volume", 3)]  # type, source, target
     assert described["hostRequirements"] == {"gpu": "optional"}  # `--gpus all` would fail where there is none
     assert (project.path / ".devcontainer" / described["build"]["dockerfile"]).is_file()
     interpreter = described["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
