@@ -24,7 +24,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"  # of this machine, whose net
 IMAGE = "ml-template-test"
 PLANTED = "planted-4f1c-and-to-be-found-nowhere"
 MANAGERS = [manager for manager in CHOICES["env_manager"] if manager != "auto"]
-# what is used of devcontainers' schema (devcontainers/spec, schemas/devContainer.base.schema.json), which no package here has
+# what is used of devcontainers' schema (devcontainers/spec, devContainer.base.schema.json), which no package here has
 KEYS: dict[str, type] = {
     "name": str, "build": dict, "remoteUser": str, "hostRequirements": dict, "runArgs": list, "mounts": list,
     "postCreateCommand": str, "customizations": dict,
