@@ -78,6 +78,10 @@ def test_the_linters_of_workflows_are_silent(bake: Bake, actionlint: list[str | 
         assert [line for line in said.splitlines() if TOO_OLD not in line] == []
 
 
+def test_the_templates_own_workflows_are_well_formed(actionlint: list[str | Path]) -> None:
+    assert run(*actionlint, *sorted(ROOT.glob(".github/workflows/*.yaml")), cwd=ROOT).output == ""
+
+
 def test_the_linters_see_what_is_wrong(bake: Bake, actionlint: list[str | Path]) -> None:
     project = bake(ci="github")
     file = project.path / ".github/workflows/ci.yml"
