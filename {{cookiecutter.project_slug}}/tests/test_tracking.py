@@ -209,6 +209,14 @@ def test_a_killed_run_is_marked_by_sync(run_training: Train) -> None:
     assert history(run, "val/loss") == [4, 8]
 
 
+def test_a_run_that_was_killed_when_all_was_written_is_finished(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    client().set_terminated(run.mlflow_run_id.read_text().strip(), "RUNNING")
+    mirror.note(run.folder, "RUNNING")
+    assert sync([run.folder]) == 0
+    assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "FINISHED"
+
+
 def test_a_request_whose_answer_was_lost_makes_no_second_run_and_no_second_metric(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=2", "tracking=mlflow")
     uri, run_id = os.environ["MLFLOW_TRACKING_URI"], run.mlflow_run_id.read_text()

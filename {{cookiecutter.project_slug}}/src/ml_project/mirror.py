@@ -266,7 +266,9 @@ def _status(folder: Path) -> str:
     """How the run, or the sweep, has ended: as it has noted itself, or by what it has left."""
     if unsent(folder).exists():
         noted: str = json.loads(unsent(folder).read_text(encoding="utf-8"))["status"]
-        return "KILLED" if noted == "RUNNING" else noted
+        if noted != "RUNNING":
+            return noted
+        return "FINISHED" if Run(folder).finished() else "KILLED"  # killed after the last thing it wrote
     if (folder / "error.txt").exists():
         return "FAILED"
     return "FINISHED" if is_sweep(folder) or Run(folder).finished() else "KILLED"
