@@ -1,17 +1,16 @@
-"""The pictures a run leaves behind."""
+"""The figures a run leaves behind."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
 
-def learning_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
-    """Loss and accuracy over the epochs; `rows` as in `history.csv`."""
+def learning_curve(rows: Sequence[dict[str, float]]) -> Figure:
+    """Loss and accuracy over the epochs; `rows` are those of `history.csv`."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     epochs = [row["epoch"] + 1 for row in rows]
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -20,10 +19,10 @@ def learning_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
         axes.set(xlabel="epoch", ylabel=metric)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(file, dpi=120)
+    return figure
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], file: Path) -> None:
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Figure:
     """How often each class (row) was taken for which (column); `labels` and `predicted` are int, N."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(counts, (labels, predicted), 1)
@@ -37,10 +36,10 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequenc
     axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="label", title=f"{counts.trace()} of {counts.sum()} right")
-    figure.savefig(file, dpi=120)
+    return figure
 
 
-def worst_mistakes(images_NCHW: np.ndarray, titles: Sequence[str], file: Path) -> None:
+def worst_mistakes(images_NCHW: np.ndarray, titles: Sequence[str]) -> Figure:
     """The images in a grid; values in 0..1, one colour channel or three, C."""
     columns = max(1, math.ceil(math.sqrt(len(titles))))
     rows = max(1, math.ceil(len(titles) / columns))
@@ -52,4 +51,4 @@ def worst_mistakes(images_NCHW: np.ndarray, titles: Sequence[str], file: Path) -
         axes.set_title(title, fontsize=8)
     if not titles:
         figure.suptitle("no mistakes")
-    figure.savefig(file, dpi=120)
+    return figure

@@ -1,8 +1,8 @@
 """Predict the class of new images with a trained model; a table on standard output, or in a file.
 
     python -m ml_project.predict photo.png folder/of/images
-    python -m ml_project.predict data/processed/test.npz --model runs/digits/… --output answers.parquet
-    python -m ml_project.predict photo.png --model models:/ml_project@champion
+    python -m ml_project.predict data/processed/test_images.npy --model runs/digits/… --output answers.parquet
+    python -m ml_project.predict photo.png --model models:/ml_project-digits@champion
 
 An image is made grey, if the model expects that, and resized to what it expects: bright ink on dark ground as in the
 digits. A `.npz` or `.npy` file holds images as N C H W: float32 as the model saw them in the training, or uint8.
@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import store
-from .errors import UserError, one_sentence
-from .run import Run, find, load_config, program
-from .snapshot import read_data
+import runengine
+from runengine import Run, UserError
+
 from .sources import read_image, read_table
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ARRAYS = {".npy", ".npz"}
 COLUMNS = ("file", "index", "label", "class", "probability")
 AT_ONCE = 1000  # images
+KEPT = ("classes", "features", "mean", "std")  # of what is known of the data, what goes with the model
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def load(name: str | None) -> Model:
         if not checkpoint.is_file():
             raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
         return _from_run(Run(checkpoint.parent.parent), checkpoint)
-    run = find(name)
+    run = runengine.find(name)
     return _from_run(run, run.best)
 
 
@@ -117,7 +116,7 @@ def read_images(file: Path, image_shape: tuple[int, ...], data: Mapping[str, Any
 
 
 def write(answers: Iterator[Answer], file: Path | None) -> None:
-    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there whole or not at all."""
+    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there complete or not at all."""
     rows = ((str(each.file), each.index, each.label, each.name, each.probability) for each in answers)
     if file is None:
         table = csv.writer(sys.stdout)
@@ -127,47 +126,43 @@ def write(answers: Iterator[Answer], file: Path | None) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    new = file.with_name(f"{file.name}.new")
-    frame.to_parquet(new, index=False) if file.suffix == ".parquet" else frame.to_csv(new, index=False)
-    new.replace(file)
+    with runengine.atomic_file(file) as new:
+        frame.to_parquet(new, index=False) if file.suffix == ".parquet" else frame.to_csv(new, index=False)
     print(f"wrote {file}: {len(frame)} images", file=sys.stderr)
+
+
+def export(run: Run) -> None:
+    """Write the best model for MLflow, `make promote` and `make serve`: images N C H W in, probabilities N K out."""
+    import torch
+
+    from .data import as_float
+
+    cfg, task, data = runengine.load(run)
+    if not cfg.tracking.log_model:
+        return
+    images_NCHW = as_float(data.split("val").__getitems__(range(min(64, len(data.split("val")))))[0])
+    known = runengine.read_data(run.folder)
+    kept = {key: known[key] for key in KEPT if key in known}
+    runengine.save_model(run, torch.nn.Sequential(task.model, torch.nn.Softmax(dim=1)), images_NCHW, kept)
 
 
 def _from_run(run: Run, checkpoint: Path) -> Model:
     import torch
 
-    from .train import build_task, load_weights
-
-    cfg = load_config(run)
-    task = build_task(cfg)
-    load_weights(task, checkpoint)
-    task.eval()
+    cfg, task, _ = runengine.load(run)
+    runengine.load_weights(task, checkpoint)
 
     def probabilities(images_NCHW: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             answers: np.ndarray = task(torch.from_numpy(images_NCHW)).softmax(dim=1).numpy()
         return answers
 
-    data = read_data(run.folder)
+    data = runengine.read_data(run.folder)
     return Model(probabilities, tuple(cfg.data.image_shape), data.get("classes"), data)
 
 
 def _from_mlflow(name: str) -> Model:
-    from .registry import address_of_store
-
-    uri = address_of_store()
-    store.quiet_mlflow()
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of MLflow about itself
-            loaded: Any = mlflow.pyfunc.load_model(name)
-    except Exception as error:
-        if store.is_absent(error):
-            raise UserError(f"MLflow at {store.without_password(uri)} has no {name}. Run: make promote") from None
-        raise UserError(store.trouble(uri, error)) from error
+    loaded = runengine.load_model(name)
     _, *image_shape = loaded.metadata.signature.inputs.inputs[0].shape
     data = loaded.metadata.metadata or {}
     return Model(loaded.predict, tuple(image_shape), data.get("classes"), data)
@@ -186,7 +181,7 @@ def _expand(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=program("predict"), description=SUMMARY)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=SUMMARY)
     parser.add_argument("files", nargs="+", type=Path, help="images, folders of images, or arrays as .npy or .npz")
     parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
     parser.add_argument("--output", type=Path, help="a .csv or .parquet file; without it standard output")
@@ -197,5 +192,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with runengine.friendly_errors():
         main()

@@ -3,8 +3,8 @@
     python -m ml_project.prepare                            # or `make data`, which skips it when nothing changed
     python -m ml_project.prepare source=fashion_mnist       # other data, beside these: conf/source/
 
-Each split is a file `<split>.npz` with `images` (N C H W; uint8, or float32), `labels` (int64, N) and `rows` (int64, N:
-the place in the raw data). `split.json` records the seed, the counts, the names of the classes in the order of their
+Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32), `<split>_labels.npy` (int64, N) and
+`<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the classes in the order of their
 labels, the shape of the images, what a table was standardised with, and the SHA-256 of each file.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from typing import Any
 import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from .config import CONF, answer_help, check, compose
-from .download import sha256
-from .errors import UserError, one_sentence
-from .run import as_plain, program
+import runengine
+from runengine import UserError
+
 from .sources import SPLITS, Raw
 
 PART_BYTES = 1 << 26  # of the images are written at once
@@ -47,6 +44,9 @@ def prepare(
     Raises:
         UserError: the raw data cannot be used or split.
     """
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < fraction < 1:
+            raise UserError(f"{name} must be > 0 and < 1, got {fraction}.")
     if val_fraction + test_fraction >= 1:
         raise UserError(
             f"val_fraction + test_fraction must be < 1, got {val_fraction} + {test_fraction}: "
@@ -64,14 +64,15 @@ def prepare(
         new = Path(temporary) / "new"  # complete before it takes the place of the old one
         new.mkdir()
         for name, chosen in splits.items():
-            _write(new / f"{name}.npz", chosen, images=images, labels=labels, rows=np.arange(len(labels)))
+            for file, array in zip(files_of(new, name), (images, labels, np.arange(len(labels))), strict=True):
+                _write(file, array, chosen)
         record = {
             "split_seed": split_seed,
             "rows": {name: len(chosen) for name, chosen in splits.items()},
             "classes": classes,
             "image_shape": list(images.shape[1:]),
             **standardised,
-            "sha256": {name: sha256(new / f"{name}.npz") for name in splits},
+            "sha256": {file.name: runengine.sha256(file) for file in sorted(new.iterdir())},
         }
         (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
@@ -80,22 +81,25 @@ def prepare(
     return record
 
 
-def _write(file: Path, chosen: np.ndarray, **arrays: np.ndarray) -> None:
-    """These rows of each array, as np.savez would; a part at a time, as they may be more than memory holds."""
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            header = np.lib.format.header_data_from_array_1_0(array[:0]) | {"shape": (len(chosen), *array.shape[1:])}
-            step = max(1, PART_BYTES // max(1, array[:1].nbytes))
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                for start in range(0, len(chosen), step):
-                    member.write(array[chosen[start : start + step]].tobytes())
+def files_of(folder: Path, split: str) -> tuple[Path, Path, Path]:
+    """Images, labels and rows of a split."""
+    images, labels, rows = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels", "rows"))
+    return images, labels, rows
+
+
+def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
+    """These rows of the array; a part at a time, as they may be more than memory holds."""
+    written = np.lib.format.open_memmap(file, "w+", array.dtype, (len(chosen), *array.shape[1:]))
+    step = max(1, PART_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(chosen), step):
+        written[start : start + step] = array[chosen[start : start + step]]
+    written.flush()
 
 
 def command_for(folder: Path) -> str:
     """What has to be typed to have this folder."""
-    if (CONF / "source" / f"{folder.name}.yaml").is_file():
-        return f"{program('prepare')} source={folder.name}"
+    if folder.name in runengine.choices("source"):
+        return f"python -m {__package__}.prepare source={folder.name}"
     return "make data"
 
 
@@ -178,9 +182,9 @@ def _images(raw: Raw, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _how_to_train(source: str, folder: str, record: Mapping[str, Any]) -> str:
     """The command that trains on what was prepared: only what differs from the defaults."""
-    choice = [f"data={source}"] if (CONF / "data" / f"{source}.yaml").is_file() else []
-    cfg = compose("train", choice)
-    choice = [*choice, f"experiment_name={source}"] if cfg.data != compose("train").data else []
+    choice = [f"data={source}"] if source in runengine.choices("data") else []
+    cfg = runengine.compose("train", choice)
+    choice = [*choice, f"experiment_name={source}"] if cfg.data != runengine.compose("train").data else []
     shape, num_classes = record["image_shape"], len(record["classes"])
     if cfg.data.folder != folder:
         choice.append(f"data.folder={folder}")
@@ -188,36 +192,22 @@ def _how_to_train(source: str, folder: str, record: Mapping[str, Any]) -> str:
         choice.append(settings_for(shape, num_classes))
     if "features" in record and not cfg.model._target_.endswith(".MLP"):
         choice.append("model=mlp")  # a row has no neighbouring pixels
-    return " ".join([program("train"), *choice])
+    return " ".join([f"python -m {__package__}.train", *choice])
 
 
-def _source(cfg: DictConfig) -> Callable[[], Raw]:
-    try:
-        source: Callable[[], Raw] = hydra.utils.instantiate(as_plain(cfg.source), _partial_=True)
-    except InstantiationException as error:
-        raise UserError(
-            f"source._target_={cfg.source._target_} cannot be found. "
-            f"Name a function such as {__package__}.sources.digits."
-        ) from error
-    return source  # called in prepare: what it raises stays as it is
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
-def _prepare(cfg: DictConfig) -> None:
-    with one_sentence("prepare"):
-        check(cfg, "prepare", HydraConfig.get().overrides.task)
-        record = prepare(
-            Path(cfg.folder),
-            _source(cfg),
-            split_seed=cfg.split_seed,
-            val_fraction=cfg.val_fraction,
-            test_fraction=cfg.test_fraction,
-        )
-        print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
-        print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['source'], cfg.folder, record)}")
+@runengine.main("prepare")
+def main(cfg: DictConfig) -> None:
+    source: Callable[[], Raw] = hydra.utils.instantiate(cfg.source, _partial_=True, _convert_="all")
+    record = prepare(
+        Path(cfg.folder),
+        source,  # called in prepare: what it raises stays as it is
+        split_seed=cfg.split_seed,
+        val_fraction=cfg.val_fraction,
+        test_fraction=cfg.test_fraction,
+    )
+    print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
+    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['source'], cfg.folder, record)}")
 
 
 if __name__ == "__main__":
-    answer_help(__doc__, "prepare")
-    with one_sentence("prepare"):  # once more, for what Hydra finds before it calls _prepare
-        _prepare()
+    main()

@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .download import download
-from .errors import UserError
+from runengine import UserError, download
 
 SPLITS = ("train", "val", "test")
-LARGE_BYTES = 1 << 30  # data beyond stay on the disk, and are read batch by batch
+LARGE_BYTES = 1 << 30  # images beyond are collected in a file
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # what Windows leaves beside images
 MISSING = {"", "?", "na", "n/a", "nan", "none", "null"}  # compared in lower case

@@ -5,7 +5,7 @@ Legend: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ class ImageClassifier(pl.LightningModule):
 
     Args:
         model: images_BCHW -> logits_BK.
+        image_shape: C, H, W: of an example, for whoever draws the model.
         num_classes: K.
         make_optimizer: parameters -> optimizer, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
         make_schedule: optimizer -> schedule of its learning rate, which steps once an epoch.
@@ -30,12 +31,14 @@ class ImageClassifier(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
+        image_shape: Sequence[int],
         num_classes: int,
         make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.example_input_array = torch.zeros(2, *image_shape)
         self.make_optimizer = make_optimizer
         self.make_schedule = make_schedule
         self.loss = nn.CrossEntropyLoss()
@@ -100,9 +103,7 @@ class ImageClassifier(pl.LightningModule):
         images_BCHW, labels_B = batch
         logits_BK = self(images_BCHW)
         loss: Tensor = self.loss(logits_BK, labels_B)
-        mean_loss.update(
-            loss.detach(), torch.full_like(loss.detach(), len(labels_B))
-        )  # a number would wait for the GPU
+        mean_loss.update(loss.detach().expand(len(labels_B)))  # torchmetrics 1.9 ignores weights (its issue 3434)
         accuracy.update(logits_BK, labels_B)
         return loss, logits_BK
 

@@ -1,0 +1,161 @@
+"""Slurm: which job this is, how it goes back into the queue, and what a sweep needs before its jobs are submitted.
+
+    python -m my_project.train launch=slurm launch.partition=gpu optim.lr=0.001,0.003,0.01
+    sbatch scripts/train.sbatch model=mlp
+
+What Slurm was seen to do, version 22.05, stands in the template's docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+
+from ..runs import provenance
+from ..settings import project
+from ..settings.errors import CONTINUE_ME, UserError
+from ..settings.process import job_id
+
+POLL_S = 5  # once a sweep's first job has failed; often enough for a person, seldom enough for a controller
+WATCH_S = 30  # at the most, between two looks at the jobs of a sweep; submitit begins with 2
+
+
+def requeue_on(signum: int) -> bool:
+    """Should this job, which got the signal and has saved its state, go back into the queue?
+
+    SIGUSR1 and SIGUSR2 say that the time limit or a preemption is near (`sbatch --signal`). SIGTERM says preemption
+    or scancel, which only Slurm can tell apart. A preempted job that ends by itself is not requeued by Slurm.
+    """
+    wanted = signum in (signal.SIGUSR1, signal.SIGUSR2)
+    if job_id() is None or not (wanted or signum == signal.SIGTERM):
+        return False
+    job = dict(re.findall(r"(\S+?)=(\S*)", _ask("scontrol", "show", "job", "--oneliner", str(job_id())).stdout))
+    if not job:  # Slurm does not answer: `requeue` will say so
+        return wanted
+    can = job["JobState"] == "RUNNING" and job["BatchFlag"] == "1" and job["Requeue"] == "1"
+    return can and (wanted or job.get("PreemptTime", "None") != "None")
+
+
+def requeue() -> None:
+    """Put this job back into the queue. Slurm then ends its processes with SIGTERM: to be called last, by one of them.
+
+    Raises:
+        UserError: Slurm refuses.
+    """
+    done = _ask("scontrol", "requeue", str(job_id()))
+    if done.returncode > 0:  # below 0, the SIGTERM has ended scontrol, too
+        raise UserError(f"Slurm does not requeue job {job_id()}: {_last_line(done.stderr)}. Submit the run again.")
+
+
+def requeue_while_starting() -> None:
+    """Until training handles the signals: nothing is there to save, but by itself Python would end, and the job too."""
+
+    def come_back(signum: int, frame: object) -> None:
+        if os.environ.get("SLURM_PROCID", "0") == "0" and requeue_on(signum):
+            requeue()
+        sys.exit(CONTINUE_ME)
+
+    if job_id() is not None:
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, come_back)
+
+
+def prepare(config: DictConfig, sweep_folder: Path) -> None:
+    """Make `config.hydra.launcher` ready for the jobs of one sweep.
+
+    They get the name of the sweep, a folder for their logs in it, and import a copy of the code as it is now:
+    what is edited while they wait is not what runs.
+
+    Raises:
+        UserError: there is no Slurm here, it does not answer, or lacks the partition.
+    """
+    _check(config.launch.partition)
+    launcher = config.hydra.launcher
+    # of each start of the sweep its own: jobs of an earlier one may still wait
+    code = sweep_folder.absolute() / "code" / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    provenance.copy_code(code)
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+        del os.environ[name]  # typed inside a job: its memory and CPUs are not those of the jobs to come
+    with open_dict(launcher):
+        launcher.name = re.sub(r"[^\w.-]", "_", f"{project.current().package}-{sweep_folder.name}")
+        launcher.submitit_folder = str(sweep_folder.absolute() / "slurm")
+        launcher.setup = [*launcher.setup, f"export PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH"]
+        if config.trainer.accelerator == "cpu" or not launcher.gpus_per_node:
+            launcher.gpus_per_node = None  # not --gpus-per-node=0, which a cluster without GPUs refuses
+    _watch_the_queue(launcher.name)
+
+
+def wait(job_name: str) -> None:
+    """Return when no job of this name is left: after the first failure the launcher does not wait for the others."""
+    while (done := _ask(*_list_jobs(job_name))).returncode != 0 or done.stdout.strip():
+        time.sleep(POLL_S)
+
+
+def refusal(error: BaseException) -> str | None:
+    """The sentence for what the launcher raised, if it is that sbatch did not take the jobs."""
+    cause = error.__cause__
+    if isinstance(cause, subprocess.CalledProcessError) and cause.cmd[0] == "sbatch":
+        return f"Slurm does not take the jobs: {_last_line(cause.stderr)}. Change launch.*, see conf/launch/slurm.yaml."
+    return None
+
+
+def _check(partition: str | None) -> None:
+    """Not with `sbatch --test-only`: it refuses what sbatch would queue until a node is back."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "launch=slurm needs Slurm, but there is no sbatch here. "
+            "Run it on the cluster's login node, or use launch=local."
+        )
+    done = _ask("sinfo", "--noheader", "--format=%R")
+    if done.returncode != 0:
+        raise UserError(
+            f"launch=slurm needs Slurm, which does not answer: {_last_line(done.stderr)}. "
+            "Try again when sinfo works, or use launch=local."
+        )
+    there = sorted(set(done.stdout.split()))
+    for name in partition.split(",") if partition else []:
+        if name not in there:
+            raise UserError(f"launch.partition must be one of {', '.join(there)}, got {name}.")
+
+
+def _watch_the_queue(job_name: str) -> None:
+    """Let submitit ask squeue: it asks sacct, which many clusters lack, and then waits for a cancelled job for ever."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Queue(SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            return _list_jobs(job_name) if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            """A job in the queue is not over, whatever its state: one that is requeued waits there again."""
+            listed = (string if isinstance(string, str) else string.decode()).split()
+            return {job: {"State": "PENDING" if job in listed else "gone"} for job in self._registered}
+
+    SlurmJob.watcher = Queue(delay_s=WATCH_S)
+
+
+def _list_jobs(job_name: str) -> list[str]:
+    return ["squeue", "--me", "--noheader", "--array", f"--name={job_name}", "--format=%i"]
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command of Slurm; one that is not there (in a container) has failed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines() or ["it does not say why"]
+    return lines[-1].rpartition("error: ")[2].rstrip(".")

@@ -1,0 +1,129 @@
+"""`@runengine.main("train")` makes a function a program: its settings, its runs, its sweeps, its mistakes in a sentence.
+
+    @runengine.main("train")                                    # conf/train.yaml next to this module
+    def train(cfg: DictConfig, run: runengine.TrainingRun) -> None: ...
+
+    if __name__ == "__main__":
+        train()
+
+A function with one parameter gets its settings and nothing else: no run, no sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from .launch import slurm
+from .runs.resolve import resolve_run
+from .runs.run import Run, load_config
+from .settings import process, project
+from .settings.config import answer_help, check
+from .settings.console import quiet_lightning
+from .settings.errors import friendly_errors
+from .sweeps.sweep import one_run
+from .tracking import mlflow_sync
+from .tracking.mlflow_client import Access
+from .tracking.sync import sync
+from .training import distributed
+from .training_run import TrainingRun
+
+Function = Callable[..., None]
+
+
+def main(config_name: str) -> Callable[[Function], Program]:
+    """Make the function a program whose settings are `conf/<config_name>.yaml` next to its module."""
+    return functools.partial(Program, config_name)
+
+
+class Program:
+    """Called without arguments it does what `python -m <package>.<module>` does.
+
+    Args:
+        config_name: of its settings.
+        function: takes the settings and, if it trains, the run.
+    """
+
+    def __init__(self, config_name: str, function: Function) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.trains = len(inspect.signature(function).parameters) > 1
+        self.about = sys.modules[function.__module__].__doc__
+        folder = Path(function.__code__.co_filename).parent
+        self.project = project.Project(function.__globals__["__package__"], folder, config_name)
+
+    def __call__(self) -> None:
+        project.use(self.project)
+        answer_help(self.about, self.project.script)
+
+        @functools.wraps(self.function)
+        def task(cfg: DictConfig) -> None:
+            self._task(cfg)
+
+        run_hydra = hydra.main(
+            version_base="1.3", config_path=f"pkg://{self.project.package}.conf", config_name=self.project.script
+        )
+        with friendly_errors():  # once more, for what Hydra finds before it calls the task
+            run_hydra(task)()
+
+    def start(self, cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
+        """Train as configured, in this process: a new run, or the one in `cfg.run_dir`, which is resumed.
+
+        Args:
+            cfg: the composed configuration.
+            overrides: what was typed on the command line.
+
+        Raises:
+            UserError: data, checkpoint or settings do not fit; the sentence says what to do.
+            SystemExit: 75 if the run was stopped by a signal, 130 if at once by a second Ctrl-C.
+        """
+        project.use(self.project)
+        distributed.check(cfg.trainer.devices, cfg.trainer.num_nodes)
+        run, cfg, finished = distributed.decide(lambda: _resolve(cfg, overrides))
+        if finished:
+            print(f"{run.folder} is finished. To train for longer: trainer.max_epochs={cfg.trainer.max_epochs * 2}")
+            if process.rank() == 0 and mlflow_sync.unsent(run.folder).exists():  # it was killed after its last epoch
+                sync([run.folder])
+            return run
+        access = Access(cfg.tracking.mlflow_uri if process.rank() == 0 else None)  # asked while torch is imported
+        import pytorch_lightning as pl
+
+        quiet_lightning()
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        self.function(cfg, TrainingRun(run.folder, run.anew, cfg=cfg, access=access))
+        return run
+
+    def _task(self, cfg: DictConfig) -> None:
+        project.use(self.project)  # also in a job, which is another process
+        overrides = list(HydraConfig.get().overrides.task)
+        if not self.trains:
+            with friendly_errors():
+                check(cfg, self.project.script, overrides)
+                self.function(cfg)
+            return
+        in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
+        slurm.requeue_while_starting()
+        with one_run(cfg.run_dir, overrides) if in_a_sweep else friendly_errors():
+            check(cfg, self.project.script, overrides)
+            self.start(cfg, overrides)
+
+
+def _resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, bool]:
+    """The run, its configuration, and whether nothing is left to do."""
+    run, cfg = resolve_run(cfg, overrides)
+    if run.anew or not run.finished():
+        return run, cfg, False
+    return run, cfg, load_config(run).trainer.max_epochs >= cfg.trainer.max_epochs
+
+
+def build_all(nodes: DictConfig | dict[str, Any]) -> list[Any]:
+    """What the `_target_` of each node names, built with its settings: `callbacks` and `loggers`."""
+    return [hydra.utils.instantiate(node, _convert_="all") for node in nodes.values() if node]

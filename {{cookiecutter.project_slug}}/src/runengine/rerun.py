@@ -1,0 +1,199 @@
+"""Train a recorded run again from its commit, its data and its package versions, and compare the results.
+
+    python -m runengine rerun runs/digits/…     # or the id of its MLflow run
+
+    .rerun/<name of the run>/
+        code/        the commit, in a Git worktree, with what was not committed then
+        packages/    those whose version was another then; they come before the installed ones
+        run/         what was trained
+
+Exit status 0: equal; 1: not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from .runs import provenance
+from .settings import project
+from .settings.errors import UserError
+from .sweeps.results import print_table
+from .runs.run import Run, find
+
+PLACE = Path(".rerun")
+NOT_COMPARED = {"pip", "setuptools", "wheel"}  # they install, they do not compute
+
+
+def rerun(run: Run) -> Run:
+    """Train it again; returns the new run.
+
+    Raises:
+        UserError: it cannot be repeated; the sentence says what is missing.
+    """
+    starts = [json.loads(line) for line in run.starts.read_text(encoding="utf-8").splitlines()]
+    place = (PLACE / run.folder.name).absolute()
+    code = _check_out(run, {start.get("git_commit") for start in starts}, place)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "packages"), str(code / "src")])}
+    _bring_packages(run, place, code)
+    _bring_data(run, code, environment)
+    if Path("runs").is_dir():  # init_from may name one
+        (code / "runs").symlink_to(Path("runs").absolute(), target_is_directory=True)
+    new = Run(place / "run")
+    new.folder.mkdir()
+    shutil.copy(run.config, new.config)  # a folder that has one is trained with it
+    command = [sys.executable, "-m", run.module(), f"run_dir={new.folder}", "tracking=off"]
+    if subprocess.call(command, cwd=code, env=environment) != 0:
+        raise UserError(f"{run.folder} could not be trained again; what happened is above and in {new.log}.")
+    return new
+
+
+def compare(recorded: Run, new: Run, tolerance: float) -> bool:
+    """Print both results; true if none differs by more than `tolerance`, relative to the recorded one."""
+    before, after = (_numbers(run.metrics) for run in (recorded, new))
+    rows = [{"metric": name, "recorded": repr(value), "again": repr(after.get(name))} for name, value in before.items()]
+    print_table(["metric", "recorded", "again"], rows)
+    if recorded.history.read_bytes() == new.history.read_bytes():
+        print("equal to the last digit, in every epoch")
+        return True
+    worst = max(_difference(before[name], after.get(name)) for name in before)
+    print(f"not equal: the largest relative difference is {worst:.2g}, {tolerance:g} is allowed (--tolerance)")
+    return worst <= tolerance
+
+
+def _numbers(file: Path) -> dict[str, float]:
+    """Without MLflow's id."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in content.items() if isinstance(value, int | float)}
+
+
+def _difference(before: float, after: float | None) -> float:
+    return float("inf") if after is None else abs(after - before) / max(abs(before), 1e-12)
+
+
+def _check_out(run: Run, commits: set[str | None], place: Path) -> Path:
+    """The project's folder in a new worktree."""
+    if None in commits:
+        raise UserError(f"{run.folder} was trained outside of a Git repository: its code is not known.")
+    if len(commits) > 1:
+        named = ", ".join(sorted(str(commit)[:10] for commit in commits))
+        raise UserError(f"{run.folder} was trained by several commits ({named}): none of them repeats it alone.")
+    if run.pruned.exists():
+        raise UserError(f"{run.folder} was ended early by a search, which looked at its other trials, too.")
+    (commit,) = commits
+    worktree = place / "code"
+    _git("worktree", "remove", "--force", str(worktree), check=False)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    if _git("worktree", "add", "--quiet", "--detach", str(worktree), str(commit), check=False).returncode != 0:
+        raise UserError(
+            f"this repository has no commit {commit}, by which {run.folder} was trained. Try: git fetch --all"
+        )
+    code = worktree / _git("rev-parse", "--show-prefix").stdout.strip()
+    diff = run.diff
+    if diff.exists() and diff.stat().st_size:
+        _git("apply", "--whitespace=nowarn", str(diff.absolute()), cwd=worktree)
+    print(f"code      commit {str(commit)[:10]}{' and what was not committed' if diff.exists() else ''}", flush=True)
+    return code
+
+
+def _bring_packages(run: Run, place: Path, code: Path) -> None:
+    """Install, into a folder of their own, the packages that had another version."""
+    then = json.loads(run.environment.read_text(encoding="utf-8"))
+    if then["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
+        raise UserError(f"{run.folder} was trained by Python {then['python']}, here is {platform.python_version()}.")
+    missing = other_versions(then["packages"], provenance.environment()["packages"], code / "pyproject.toml")
+    if not missing:
+        print(f"packages  the {len(then['packages'])} that were recorded")
+        return
+    print(f"packages  {', '.join(missing)}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", place / "pip"], check=True)
+    python = place / "pip" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--target", str(place / "packages")]
+    if any(name.startswith("torch==") for name in missing):
+        index = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ml-template"]
+        options += ["--extra-index-url", index["torch_index"]]
+    if subprocess.call([*pip, *options, *missing]) != 0:
+        raise UserError(f"pip cannot install what {run.folder} was trained with; its words are above.")
+
+
+def other_versions(then: Mapping[str, str], now: Mapping[str, str], pyproject: Path) -> list[str]:
+    """What was installed then and is not, or in another version, now: `name==version` each."""
+    itself = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["name"]
+    plain = {_plain(name): version for name, version in now.items()}
+    left_out = NOT_COMPARED | {_plain(itself)}
+    return [
+        f"{name}=={version}"
+        for name, version in then.items()
+        if _plain(name) not in left_out and plain.get(_plain(name)) != version
+    ]
+
+
+def _bring_data(run: Run, code: Path, environment: Mapping[str, str]) -> None:
+    """Into the worktree: the data that are here, if they are those; else from DVC's cache or remote, or made anew."""
+    file = run.data
+    if not file.exists():
+        raise UserError(f"{run.folder} has no data.json: which data it was trained on is not known.")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    here, there = Path(record["folder"]), code / record["folder"]
+    if provenance.same_data(here, record):
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.symlink_to(here.absolute(), target_is_directory=True)
+        print(f"data      {here}, as it is here", flush=True)
+        return
+    own = Path(".dvc/config.local")
+    if own.exists():
+        shutil.copy(own, code / own)
+    dvc = [sys.executable, "-m", "dvc"]
+    cache = ["cache", "dir", "--local", str(Path(".dvc/cache").absolute())]
+    subprocess.run([*dvc, *cache], cwd=code, capture_output=True, check=False)
+    ways: dict[str, list[str]] = {
+        "DVC's cache": [*dvc, "checkout", "--force", record["folder"]],
+        "DVC's remote": [*dvc, "pull", "--force", record["folder"]],
+        "prepare": [sys.executable, "-m", f"{project.current().package}.prepare"],
+    }
+    for name, command in ways.items():
+        subprocess.run(command, cwd=code, env=environment, capture_output=True, check=False)
+        if provenance.same_data(there, record):
+            print(f"data      {record['folder']}, from {name}", flush=True)
+            return
+    raise UserError(
+        f"the data of {run.folder} are not those in {here}, and are neither in DVC's cache nor in its remote, nor does "
+        "prepare make them. Bring them back, for example with: make pull"
+    )
+
+
+def _plain(name: str) -> str:
+    """As package names are compared."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _git(*arguments: str, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=check)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m runengine rerun", description="Train a recorded run again as it was, and compare the results."
+    )
+    parser.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run; without it the newest")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="relative; GPUs seldom give the same bits twice")
+    arguments = parser.parse_args()
+    run = find(arguments.run)
+    if not run.finished():
+        raise UserError(f"{run.folder} is not finished. Run: {run.resume_command()}")
+    new = rerun(run)
+    equal = compare(run, new, arguments.tolerance)
+    print(f"the new run is in {os.path.relpath(new.folder)}")
+    sys.exit(0 if equal else 1)
+

@@ -1,0 +1,75 @@
+"""The folder of a run is made, locked and filled with what the run is made of."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..settings.console import open_log
+from ..settings.files import atomic_write
+from . import provenance
+from .lock import locked
+from .resolve import fingerprint_of, read_fingerprint
+from .run import Run
+
+TRACKED = ("mlflow_run_id", "mlflow_sent.json", "metrics.jsonl", "unsent.json")  # tracking/mlflow_sync.py
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
+    """Make the folder, keep every other start out of it, record this one, and open the log.
+
+    Raises:
+        UserError: a living process trains in this folder.
+        OSError: the folder cannot be written.
+    """
+    # a new name is never taken twice; a folder that was named may be there
+    run.folder.mkdir(parents=True, exist_ok=cfg.run_dir is not None or run.config.exists())
+    with locked(run):
+        if run.anew:
+            _empty(run)
+        outdated = [run.metrics, run.error]
+        if not run.config.exists():  # nothing of an earlier run may pass for this one's
+            outdated += [run.starts, run.history, *(run.folder / name for name in TRACKED)]
+        for file in outdated:
+            file.unlink(missing_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        open_log(run.log)
+        with run.starts.open("a", encoding="utf-8") as starts:
+            starts.write(json.dumps(provenance.start_record()) + "\n")
+        run.write_about()
+        provenance.write(run.folder, provenance.data_folder(cfg))
+        if run.anew:
+            log.info("%s begins anew: %s", run.folder, run.anew)
+        _record_fingerprint(run, cfg)
+        cfg = cfg.copy()
+        cfg.run_dir, cfg.restart_if_changed = None, False  # the folder may move
+        atomic_write(run.config, OmegaConf.to_yaml(cfg))
+        log.info("run %s", run.folder)
+        yield
+
+
+def _record_fingerprint(run: Run, cfg: DictConfig) -> None:
+    """What was continued with another code, other data or other settings is made of neither."""
+    now = fingerprint_of(cfg)
+    if run.last.exists() and read_fingerprint(run) != now:
+        run.fingerprint.unlink(missing_ok=True)
+    else:
+        atomic_write(run.fingerprint, json.dumps(now, indent=2) + "\n")
+
+
+def _empty(run: Run) -> None:
+    """Delete all but the lock, which is held; first what would let the rest be continued."""
+    run.fingerprint.unlink(missing_ok=True)
+    for file in run.folder.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file != run.lock:
+            file.unlink()

@@ -1,0 +1,151 @@
+"""Which run a start belongs to: a new one, or an earlier one, which is resumed with the settings it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..settings import process
+from ..settings.config import RECORDED_ONLY, deciding, flatten, typed_key
+from ..settings.errors import UserError
+from . import provenance
+from .lock import owner
+from .run import RUNS, Run, load_config
+
+UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
+MAY_INCREASE = "trainer.max_epochs"  # a resumed run may go on for longer
+# how a run is done, not what is trained: may change whenever it is resumed
+MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from"}
+LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
+
+
+def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:
+    """A new run, or the one in `cfg.run_dir`, with the configuration it has; writes nothing.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: what was typed; a run is continued with its own configuration, and these may not contradict it.
+
+    Raises:
+        UserError: the folder is no run, is not complete, or was trained with other settings.
+    """
+    folder = _folder(cfg, overrides)
+    if folder is None:
+        return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
+    run = Run(folder)
+    if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_anew(run, cfg)):
+        return Run(folder, why), cfg
+    if run.config.exists():
+        _refuse_half_a_copy(run)
+        return run, _continued(run, cfg, overrides)
+    strange = {file.name for file in folder.iterdir()} - LEFT_BY_A_SWEEP if folder.is_dir() else set()
+    if run.last.exists() or run.best.exists() or (strange and not run.lock.exists()):
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
+    return run, cfg
+
+
+def _folder(cfg: DictConfig, overrides: Sequence[str]) -> Path | None:
+    """The folder of an earlier start, or None for a new one."""
+    if cfg.run_dir == UNFINISHED:
+        return _newest_unfinished()
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    if process.restarts() > 0:  # the job was put back into its queue
+        earlier = sorted((RUNS / cfg.experiment_name).glob(f"*-{_of_slurm_job(overrides)}"))
+        return earlier[-1] if earlier else None
+    return None
+
+
+def _new_name(overrides: Sequence[str]) -> str:
+    started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    return f"{started_at}-{_of_slurm_job(overrides) or secrets.token_hex(3)}"
+
+
+def _of_slurm_job(overrides: Sequence[str]) -> str | None:
+    """By this end of its name a job that comes back finds its folder; one job may train several times."""
+    job = process.job_id()
+    typed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:6]
+    return f"job{job}-{typed}" if job else None
+
+
+def _newest_unfinished() -> Path:
+    runs = [Run(file.parent) for file in sorted(RUNS.rglob("starts.jsonl"), key=lambda file: file.stat().st_mtime)]
+    for run in reversed(runs):
+        if run.config.is_file() and not run.finished() and owner(run) is None:
+            return run.folder
+    raise UserError(f"there is no unfinished run in {RUNS.resolve()}. To start a new one, leave run_dir out.")
+
+
+def _refuse_half_a_copy(run: Run) -> None:
+    """`best` without `last` is all right only after the very first epoch, if the process was killed between the two."""
+    if run.best.exists() and not run.last.exists():
+        num_epochs = len(run.history.read_text(encoding="utf-8").splitlines()) - 1 if run.history.exists() else 0
+        if num_epochs > 1:
+            raise UserError(
+                f"{run.folder} is not complete: it has best.ckpt and {num_epochs} epochs of history, but no last.ckpt. "
+                "Copy the whole folder, or leave run_dir out to start a new run."
+            )
+
+
+def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The stored configuration, unless what was typed contradicts it."""
+    stored = load_config(run)
+    composed, before = dict(flatten(cfg)), dict(flatten(stored))
+    typed = {typed_key(override).lstrip("+~") for override in overrides}
+    everything = bool(typed & {"experiment", "debug"})  # these change settings of any group
+    changed = []
+    for key in sorted(composed.keys() | before.keys()):
+        if not (everything or _parents(key) & typed) or composed.get(key) == before.get(key):
+            continue
+        grows = key == MAY_INCREASE and composed[key] > before[key] and not stored.get("schedule")
+        free = key.split(".")[0] in MUTABLE_ON_RESUME
+        if not (grows or free or cfg.allow_changes):
+            changed.append(f"{key} ({before.get(key)}, got {composed.get(key)})")
+        elif key in composed and not key.startswith("run_dir"):
+            OmegaConf.update(stored, key, OmegaConf.select(cfg, key), force_add=True)
+    if changed:
+        raise UserError(
+            f"{run.folder} was trained with other settings: {', '.join(changed)}. Leave them out to continue it as it "
+            "was, leave run_dir out to start a new run, or go on with the new ones by allow_changes=true."
+        )
+    stored.run_dir = str(run.folder)
+    return stored
+
+
+def _why_anew(run: Run, cfg: DictConfig) -> str:
+    """Why this folder is not continued; empty if it is."""
+    before, now = read_fingerprint(run), fingerprint_of(cfg)
+    if not before or not run.config.exists() or (run.best.exists() and not run.last.exists()):
+        return "what it holds is not complete"
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        return f"{', '.join(changed[:5])}{more} changed"
+    return "it was finished" if run.finished() else ""
+
+
+def fingerprint_of(cfg: DictConfig) -> dict[str, Any]:
+    fingerprint = provenance.fingerprint(dict(flatten(OmegaConf.create(deciding(cfg)))), provenance.data_folder(cfg))
+    plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    return plain
+
+
+def read_fingerprint(run: Run) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(run.fingerprint.read_text(encoding="utf-8"))
+        return before
+    except (OSError, ValueError):
+        return {}
+
+
+def _parents(key: str) -> set[str]:
+    """`a.b.c` -> a, a.b, a.b.c"""
+    parts = key.split(".")
+    return {".".join(parts[: end + 1]) for end in range(len(parts))}

@@ -1,0 +1,201 @@
+"""What the settings in `conf/` may be: checked before torch is imported.
+
+    python -m runengine settings train settings.yaml model=mlp    # writes what decides the result, for dvc.yaml
+
+The YAML files are the only list of settings; the type of a setting is the type of its default.
+What a type cannot say of the engine's settings stands in LIMITS; the owner's classes check their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from . import project
+from .errors import UserError
+
+COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+OPTIONAL = {  # or null
+    "trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes",
+    "tracking.system_every_s", "data.num_workers",
+}  # fmt: skip
+LIMITS: dict[str, list[tuple[str, float]]] = {
+    "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
+    "data.batch_size": [(">=", 1)],
+    "data.num_workers": [(">=", 0)],
+    "optim.lr": [(">", 0)],
+    "optim.momentum": [(">=", 0), ("<", 1)],
+    "optim.weight_decay": [(">=", 0)],
+    "launch.minutes": [(">=", 1)],
+    "launch.cpus": [(">=", 1)],
+    "launch.memory_gb": [(">=", 1)],
+    "launch.parallel": [(">=", 1)],
+    "search.parallel": [(">=", 1)],
+    "search.trials": [(">=", 1)],
+    "tracking.system_every_s": [(">", 0)],
+    "trainer.max_epochs": [(">=", 1)],
+    "trainer.devices": [(">=", 1)],
+    "trainer.num_nodes": [(">=", 1)],
+    "trainer.accumulate_grad_batches": [(">=", 1)],
+    "trainer.gradient_clip_val": [(">", 0)],
+    "patience": [(">=", 1)],
+    "checkpoint.every_n_steps": [(">=", 1)],
+    "checkpoint.every_minutes": [(">", 0)],
+}
+# they do not change what a run computes
+HOW_STARTED = frozenset({"launch", "restart_if_changed", "run_dir", "search", "seeds", "sweep_dir"})
+RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "register", "tracking"}  # nor do these
+
+# conf/runengine.yaml: what was chosen makes a sweep, also without -m
+OmegaConf.register_new_resolver(
+    "run_or_sweep",
+    lambda *choices: None if all(choice is None or choice is False for choice in choices) else "MULTIRUN",
+    replace=True,
+)
+
+
+def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> None:
+    """Refuse a setting of the wrong type or out of its range.
+
+    Args:
+        cfg: the composed configuration.
+        config_name: the program, `train` or `prepare`.
+        overrides: what was typed, such as `optim.lr=0.01`; each is compared with the type of its default.
+
+    Raises:
+        UserError: names the setting, what it must be, and what it is.
+    """
+    settings = dict(flatten(cfg))
+    for key, default in _typed_defaults(config_name, overrides):
+        if key in settings and not _same_type(settings[key], default):
+            raise UserError(f"{key} must be {_kind(default)} such as {default}, got {settings[key]!r}.")
+    for key, limits in LIMITS.items():
+        if key not in settings or (key in OPTIONAL and settings[key] is None):
+            continue
+        value = settings[key]
+        wanted = " and ".join(f"{sign} {limit}" for sign, limit in limits)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{key} must be a number {wanted}, got {value!r}.")
+        if not all(COMPARE[sign](value, limit) for sign, limit in limits):
+            raise UserError(f"{key} must be {wanted}, got {value}.")
+    num_devices = settings.get("trainer.devices", 1) * settings.get("trainer.num_nodes", 1)
+    batch_size = settings.get("data.batch_size", num_devices)
+    if batch_size % num_devices:
+        nearest = max(1, round(batch_size / num_devices)) * num_devices
+        raise UserError(
+            f"data.batch_size must divide by the {num_devices} devices, got {batch_size}. "
+            f"Try data.batch_size={nearest}."
+        )
+    if settings.get("monitor.mode", "min") not in ("min", "max"):
+        raise UserError(f"monitor.mode must be min or max, got {settings['monitor.mode']}.")
+    if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
+        raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
+    name = settings.get("experiment_name", "x")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
+        raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
+
+
+def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted key, value), interpolations resolved."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+
+
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, interpolations resolved."""
+    kept = {str(key): cfg[key] for key in cfg if key not in RECORDED_ONLY}  # the others may hold a password
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in kept.items()
+    }
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration as `python -m <package>.<config_name>` composes it; for tests and notebooks too."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():  # inside the program
+        return hydra.compose(config_name, overrides=list(overrides))
+    with hydra.initialize_config_dir(str(project.current().conf), version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def answer_help(doc: str | None, config_name: str) -> None:
+    """End with what the program is for and what can be chosen, if --help was typed; Hydra's own takes twice as long."""
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    chosen: dict[str, Any] = {}
+    for each in OmegaConf.load(project.current().conf / f"{config_name}.yaml").defaults:
+        chosen |= dict(each) if OmegaConf.is_dict(each) else {}
+    print(f"{doc}\nWhat can be chosen, and the default:\n")
+    for group, default in chosen.items():
+        if found := project.choices(group):
+            print(f"    {group + '=' + (default or 'null'):20} {', '.join(found)}")
+    print("\nEvery setting:  --cfg job      What it means:  the files in conf/      Hydra's own options:  --hydra-help")
+    sys.exit()
+
+
+def typed_key(override: str) -> str:
+    """`optim.lr=0.1` -> `optim.lr`."""
+    return re.split(r"[=@]", override, maxsplit=1)[0]
+
+
+def chosen_groups(overrides: Sequence[str]) -> list[str]:
+    """Of what was typed, what chooses a file of conf/, such as `model=mlp`."""
+    return [override for override in overrides if project.choices(typed_key(override).lstrip("+~"))]
+
+
+def _typed_defaults(config_name: str, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(key, default) of each setting typed on the command line, under the groups chosen there."""
+    typed = {typed_key(override) for override in overrides}
+    groups = chosen_groups(overrides)
+    if len(groups) < len(overrides):
+        for key, default in _defaults(config_name, tuple(groups)):
+            if key in typed:
+                yield key, default
+
+
+@functools.cache  # composing takes 50 ms, and a sweep checks many runs of the same groups
+def _defaults(config_name: str, groups: tuple[str, ...]) -> list[tuple[str, Any]]:
+    return list(flatten(compose(config_name, groups)))
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or value is None:
+        return True  # None says nothing about the type
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false,", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), type(value).__name__)
+
+
+def main() -> None:
+    """`settings <script> <file> <overrides>`: check them, and write those that decide the result."""
+    script, file, *overrides = sys.argv[1:]
+    project.use(dataclasses.replace(project.current(), script=script))
+    cfg = compose(script, overrides)
+    check(cfg, script, overrides)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(OmegaConf.to_yaml(deciding(cfg)), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""What a run says: to the terminal in short, to `train.log` in full."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+
+
+def open_log(file: Path) -> None:
+    """Messages to the terminal; the same with the time, and every warning, to this file."""
+    in_file = logging.FileHandler(file, encoding="utf-8")
+    in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    on_screen = logging.StreamHandler(sys.stdout)
+    on_screen.setFormatter(_ScreenFormatter())
+    on_screen.addFilter(_for_the_screen)
+    logging.basicConfig(level=logging.INFO, handlers=[in_file, on_screen], force=True)
+    logging.captureWarnings(True)
+
+
+def stay_silent() -> None:
+    """For the other ranks of a run: what they would say, rank 0 says."""
+    logging.basicConfig(level=logging.INFO, handlers=[logging.NullHandler()], force=True)
+    logging.captureWarnings(True)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's warnings, drop its advertisements; to be called after its import, which sets the level."""
+    for chatty in ("pytorch_lightning", "lightning_fabric"):
+        logger = logging.getLogger(chatty)
+        logger.handlers.clear()  # its own handler would show everything twice
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+    for expected in (
+        ".*does not have many workers.*",  # batches of data in memory are indexed
+        ".*your dataloader is not resumable.*",  # data/loader.py resumes in the middle of an epoch
+        ".*Checkpoint directory .* exists and is not empty.*",  # a continued run's does
+        ".*srun.* command is available.*",  # process.py knows whether it was used
+        ".*LeafSpec.*",  # Lightning 2.6.6 with torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message=expected)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _for_the_screen(record: logging.LogRecord) -> bool:
+    """Not the lines of each epoch, where the progress bar shows the same; no traceback, which Python prints itself."""
+    return not record.exc_info and not (record.name.endswith(".callbacks") and sys.stderr.isatty())
+
+
+class _ScreenFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone; of a Python warning its sentence, without file and line."""
+        text = record.getMessage().strip()
+        if record.name != "py.warnings":
+            return text
+        return re.sub(r"^\S+:\d+: (\w+: )?", "warning: ", text.splitlines()[0])

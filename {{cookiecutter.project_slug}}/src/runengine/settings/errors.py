@@ -1,0 +1,168 @@
+"""Mistakes a user can mend, told in one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import process
+from .console import first_line
+
+CONTINUE_ME = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+# What says that the machine is at fault rather than the program: its GPU, driver, libraries, memory, limits.
+DEVICE_ERRORS = re.compile(
+    "CUDA (error|driver|out of memory)|no kernel image|NVIDIA driver|cuDNN|CUDNN_|CUBLAS_|NCCL|MPS backend"
+    "|DefaultCPUAllocator|shared memory|Bus error|received 0 items of ancdata|Too many open files"
+)
+LOOK_AT_THE_MACHINE = "This looks like the machine's fault, not the program's. Look at it with: make doctor"
+
+# Of all OSErrors, those that the user mends outside the program; others are bugs and keep their traceback.
+OS_ERRORS = {
+    errno.ENOSPC: "the disk is full. Free some space",
+    errno.EDQUOT: "the disk quota is used up. Free some space",
+    errno.EROFS: "the file system is read-only. Choose another folder",
+    errno.EACCES: "permission denied. Choose another folder, or change its owner",
+    errno.EPERM: "permission denied. Choose another folder, or change its owner",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another folder",
+}
+
+
+class UserError(ValueError):
+    """Shown to the user as it is: what is wrong, what was found, what was wanted, what to do."""
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn a user's mistake into one line on stderr and exit status 1; let every other error through."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own paragraphs
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if logging.getLogger().handlers:
+            logging.getLogger(__name__).exception("stopped")  # the whole traceback, into train.log
+        sentence = explain(error)
+        if sentence is None:
+            if is_of_the_device(error) and LOOK_AT_THE_MACHINE not in getattr(error, "__notes__", []):
+                error.add_note(LOOK_AT_THE_MACHINE)  # Python prints it below the traceback
+            raise
+        if process.rank() > 0:  # rank 0 says it; Lightning would kill it for a child that ends with another status
+            if process.starter():
+                time.sleep(10)  # torchrun ends all when the first ends, and rank 0 may not have spoken yet
+            sys.exit(1 if process.starter() else 0)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for this error, or None if it is not the user's to mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
+        look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
+        return f"another process of this run was killed or failed; what it said is above. {look}Go on with: make resume"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; imported it need not be
+        said = first_line(error).split(". GPU")[0].rstrip(".")
+        return f"{said}. Try half of data.batch_size, or see who holds the GPU's memory: make doctor"
+    if "DataLoader timed out" in str(error):
+        return (
+            "the processes that load batches have stopped giving any. What they said is above; `make doctor` knows the "
+            "usual causes (shared memory, open files), and data.num_workers=0 does without them."
+        )
+    if "'MLFLOW_TRACKING_URI' not found" in str(error):
+        return (
+            "tracking=server needs the address of the server. Set MLFLOW_TRACKING_URI=https://..., and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where it asks who you "
+            "are."
+        )
+    if _is_refusal(error) and not isinstance(error, ValueError):
+        return f"Lightning refuses these settings: {' '.join(str(error).split())}"
+    return _explain_hydra(error) or _explain_disk(error)
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whoever was called does not take these values: ValueError, or Lightning's own kind of it."""
+    return isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"
+
+
+def is_of_the_device(error: BaseException | None) -> bool:
+    """Also one that a library has wrapped in its own."""
+    while error is not None:
+        if isinstance(error, RuntimeError | OSError) and DEVICE_ERRORS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _explain_hydra(error: BaseException) -> str | None:
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options)
+        nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0) or options
+        return f"{group}={choice} is not one of the choices: {', '.join(options)}. Try {group}={nearest[0]}."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not a setting. Write key=value, for example optim.lr=0.01."
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _explain_unknown_key(str(cause.full_key or cause.key))
+    if isinstance(error, InstantiationException):
+        target = re.search(r"target '([^']+)'", str(error))
+        if target and "locating target" in str(error):
+            return f"{target[1]} cannot be found: a _target_ must name a class or function, such as torch.optim.AdamW."
+        # any other error is a mistake in the class itself, and its traceback tells more
+        return f"{target[1]} cannot be built: {cause}" if target and _is_refusal(cause) else None
+    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error, "hydra."):
+        lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
+        return ". ".join(line.rstrip(".") for line in lines if line and line != "None") + "."
+    return None
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    """Hydra's own checks raise plain ValueErrors, too."""
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and name.startswith(package)
+
+
+def _explain_unknown_key(key: str) -> str:
+    from . import project
+    from .config import chosen_groups, compose, flatten
+
+    known = [name for name, _ in flatten(compose(project.current().script, chosen_groups(sys.argv[1:])))]
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
+    return f"{key} is not a setting. {hint} (To add a new key, write +{key}=...)"
+
+
+def _explain_disk(error: BaseException | None) -> str | None:
+    """Look through the chain of causes: libraries wrap the error of the operating system in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OS_ERRORS:
+            return (
+                f"{error.filename or 'writing (to the disk, or /dev/shm)'}: {OS_ERRORS[error.errno]}, then start again."
+            )
+        if "database or disk is full" in str(error):
+            return f"MLflow's database: {OS_ERRORS[errno.ENOSPC]}, then start again."
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,214 @@
+"""A search: Optuna chooses the settings of each run (a trial) from how the earlier ones went.
+
+    python -m my_project.train search=default search.trials=50 search.space.optim.lr.high=0.01
+
+The study is a file in the sweep's folder, `optuna.log`, that works on network file systems too; every job reads and
+writes it. A trial that was stopped or has failed stays RUNNING there and is run again when the sweep is continued.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ..settings import project
+from ..settings.config import check, compose, flatten
+from ..settings.errors import UserError
+from .results import Job, read_metrics
+from ..runs.run import Run, as_plain
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "search"
+GIVE_UP_AFTER = 3  # failed trials with none that went well: the search itself is wrong, not its settings
+
+
+class Search:
+    """Asks the study for trials and tells it their outcome.
+
+    Args:
+        folder: the sweep's.
+        settings: `search` of the configuration.
+        typed: what all trials have in common.
+    """
+
+    def __init__(self, folder: Path, settings: DictConfig, typed: Sequence[str]) -> None:
+        import optuna
+
+        self.folder, self.settings, self.typed = folder, settings, list(typed)
+        cfg = compose(project.current().script, typed)
+        self.monitor = cfg.monitor
+        self.space = _distributions(settings, cfg)
+        _drop_half_a_line(folder / "optuna.log")
+        self.study = optuna.create_study(
+            storage=storage(folder / "optuna.log"),
+            study_name=STUDY,
+            direction=f"{cfg.monitor.mode}imize",
+            load_if_exists=True,
+        )
+        self.jobs = [self._job(trial) for trial in self.study.get_trials(deepcopy=False)]
+
+    def batches(self) -> Iterator[list[Job]]:
+        """The trials that were interrupted, then new ones; each batch is to be run before the next is asked for."""
+        waiting = [job for job in self.jobs if self._tell(job) is None]
+        while waiting or len(self.jobs) < self.settings.trials:
+            while len(waiting) < self.settings.parallel and len(self.jobs) < self.settings.trials:
+                waiting.append(self._ask())
+            batch, waiting = waiting[: self.settings.parallel], waiting[self.settings.parallel :]
+            for job in batch:
+                self._prepare(job)
+            yield batch
+            for job in batch:
+                self._tell(job)
+            states = [job.state for job in self.jobs]
+            if states.count("failed") >= GIVE_UP_AFTER and not {"finished", "pruned"} & set(states):
+                return
+
+    def _ask(self) -> Job:
+        # a generator for each trial: a search that is continued goes on as if it had never stopped
+        self.study.sampler = _sampler(self.settings, self.settings.seed + len(self.jobs))
+        trial = self.study.ask(self.space)
+        self.jobs.append(self._job(trial))
+        return self.jobs[-1]
+
+    def _job(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Job:
+        chosen = [f"{key}={_as_override(value)}" for key, value in trial.params.items()]
+        return Job(self.folder / f"{trial.number:03d}", (*self.typed, *chosen))
+
+    def _prepare(self, job: Job) -> None:
+        """What the job needs to report to the study; paths are relative to its folder, as the sweep may be moved."""
+        job.folder.mkdir(exist_ok=True)
+        story = {
+            "storage": "../optuna.log",
+            "study": STUDY,
+            "trial": int(job.name),
+            "metric": self.monitor.metric,
+            "pruning_after_trials": self.settings.pruning_after_trials if self.settings.pruning else None,
+            "pruning_after_epochs": self.settings.pruning_after_epochs,
+        }
+        Run(job.folder).trial.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
+
+    def _tell(self, job: Job) -> str | None:
+        """The state that the study now has; None if the trial is to be run (again)."""
+        from optuna.trial import TrialState
+
+        number = int(job.name)
+        if not self.study.get_trials(deepcopy=False)[number].state.is_finished():
+            if job.state == "pruned":
+                self.study.tell(number, state=TrialState.PRUNED)
+            elif job.state == "finished":
+                value = read_metrics(Run(job.folder).metrics).get(self.monitor.metric, math.nan)
+                if math.isfinite(value):
+                    self.study.tell(number, value)
+                else:  # it diverged: another try would, too
+                    self.study.tell(number, state=TrialState.FAIL)
+            else:
+                return None
+        return job.state
+
+
+def check_space(settings: DictConfig, typed: Sequence[str]) -> None:
+    """Refuse a search that cannot run, before anything starts.
+
+    Args:
+        settings: `search` of the configuration.
+        typed: what all trials have in common.
+    """
+    script = project.current().script
+    cfg = compose(script, typed)
+    if settings.sampler not in _samplers():
+        raise UserError(f"search.sampler must be one of {', '.join(_samplers())}, got {settings.sampler}.")
+    if cfg.monitor.metric is None:
+        raise UserError("a search needs what it shall improve, but monitor.metric is null. Try monitor.metric=val/loss.")
+    space = _distributions(settings, cfg)
+    fixed = {override.split("=", 1)[0] for override in typed} & space.keys()
+    if fixed:
+        key = min(fixed)
+        raise UserError(f"{key} is chosen by the search. Leave it out, or write search.space.{key}=null.")
+    for end in (0, -1):
+        job = [*typed, *(f"{key}={_as_override(_ends(distribution)[end])}" for key, distribution in space.items())]
+        check(compose(script, job), script, job)
+
+
+def _distributions(settings: DictConfig, cfg: DictConfig) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The space as Optuna's own distributions; whole numbers where the setting is one."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    known = dict(flatten(cfg))
+    space: dict[str, optuna.distributions.BaseDistribution] = {}
+    for key, range_ in _leaves(as_plain(settings.space)):
+        if key not in known and not project.choices(key):
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {nearest[0]}?" if nearest else f"Leave it alone with search.space.{key}=null."
+            raise UserError(f"search.space names {key}, which is not a setting here. {hint}")
+        whole = isinstance(known.get(key), int) and not isinstance(known.get(key), bool)
+        try:
+            if "choices" in range_:
+                space[key] = CategoricalDistribution(**range_)
+            else:
+                space[key] = (IntDistribution if whole else FloatDistribution)(**range_)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"search.space.{key} must have low and high, or choices: {error}") from error
+    if not space:
+        raise UserError("search.space is empty: there is nothing to search. Name a setting, as conf/search/ does.")
+    return space
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """{"optim": {"lr": {"low": ..., "high": ...}}} -> "optim.lr", {"low": ..., "high": ...}."""
+    for key, value in node.items():
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"search.space.{prefix}{key} must have low and high, or choices, got {value}.")
+        if {"low", "high", "choices"} & value.keys():
+            yield f"{prefix}{key}", value
+        else:
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _ends(distribution: Any) -> tuple[Any, ...]:
+    return getattr(distribution, "choices", None) or (distribution.low, distribution.high)
+
+
+def _samplers() -> dict[str, Any]:
+    import optuna
+
+    return {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+
+
+def _sampler(settings: DictConfig, seed: int) -> optuna.samplers.BaseSampler:
+    sampler: optuna.samplers.BaseSampler = _samplers()[settings.sampler](seed=seed)
+    return sampler
+
+
+def _drop_half_a_line(file: Path) -> None:
+    """What a full disk or a power cut left at the end: Optuna would never read the file again."""
+    if file.exists():
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            file.write_bytes(whole)
+
+
+def storage(file: Path) -> optuna.storages.BaseStorage:
+    """Of the study; each process that reports opens its own."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _as_override(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return str(value)

@@ -1,0 +1,67 @@
+"""Several seeds of the same settings: what they reach on the test split, and how sure that is."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .results import Job, print_table, read_metrics, settings, shown, write_csv, write_runs
+from ..runs.run import Run
+
+COLUMNS = ["metric", "mean", "std", "95 % from", "95 % to", "least", "greatest", "seeds"]
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation (n - 1), and the 95 % interval of the mean by Student's t.
+
+    The interval says where the mean of many more seeds would lie, not where the next run will; it takes the values
+    to be normally distributed, which those close to a bound are not quite. One value has neither deviation nor interval.
+    """
+    from scipy import stats
+
+    mean, number = statistics.mean(values), len(values)
+    std = statistics.stdev(values) if number > 1 else math.nan
+    half = float(stats.t.ppf(0.975, number - 1)) * std / math.sqrt(number) if number > 1 else math.nan
+    return {
+        "mean": mean, "std": std, "95 % from": mean - half, "95 % to": mean + half,
+        "least": min(values), "greatest": max(values), "seeds": number,
+    }  # fmt: skip
+
+
+def evaluate_all(folders: Sequence[Path]) -> None:
+    """Measure each run on the test split by the owner's `evaluate(run)`, unless that was done before."""
+    for run in map(Run, folders):
+        if not run.test_metrics.exists():
+            evaluate = importlib.import_module(f"{run.module().rpartition('.')[0]}.evaluate").evaluate
+            metrics: dict[str, float] = evaluate(run)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            print(f"run {run.folder.name}: {shown}", flush=True)
+
+
+def tell_seeds(folder: Path, jobs: Sequence[Job], monitored: str | None) -> dict[str, float]:
+    """Write and print one row for each combination and metric: those of the test split, then what is monitored.
+
+    Returns the means, if there is one combination only."""
+    rows, _, metrics = write_runs(folder, jobs)
+    of_test = {name for job in jobs for name in read_metrics(Run(job.folder).test_metrics)}
+    metrics = [*sorted(of_test), *(name for name in shown(metrics, monitored) if name not in of_test)]
+    combinations: dict[tuple[tuple[str, str], ...], list[dict[str, Any]]] = {}
+    for job, row in zip(jobs, rows, strict=True):
+        same = tuple((key, value) for key, value in settings(job).items() if key != "seed")
+        combinations.setdefault(same, []).append(row)
+    table: list[dict[str, Any]] = [
+        {**dict(same), "metric": metric, **summarize([row[metric] for row in members if metric in row])}
+        for same, members in combinations.items()
+        for metric in metrics
+        if any(metric in row for row in members)
+    ]
+    changing = [key for key in dict.fromkeys(key for same in combinations for key, _ in same)
+                if len({dict(same).get(key) for same in combinations}) > 1]  # fmt: skip
+    write_csv(folder / "seeds.csv", [*changing, *COLUMNS], table)
+    print_table([*changing, *COLUMNS], table)
+    print("std: between seeds; 95 %: interval of the mean, by Student's t")
+    return {f"{row['metric']}/mean": row["mean"] for row in table} if len(combinations) == 1 else {}

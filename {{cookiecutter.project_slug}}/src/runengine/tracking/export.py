@@ -1,0 +1,124 @@
+"""The trained model in MLflow's own format, written only after it has answered like the model itself.
+
+The format is torch.export's: `mlflow.pyfunc.load_model` loads it where torch and MLflow are, without this project.
+A model that torch.export cannot take is pickled, and a copy of the project's code goes with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runs.run import Run
+from ..settings import project
+from ..settings.console import first_line
+from ..settings.files import atomic_write
+from . import mlflow_client
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+EXAMPLES = 2  # are exported with; the check then asks for all of the batch, so another batch size is tried
+# between two programs of the same arithmetic on the same device; sums in another order differ by some units of rounding
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+
+log = logging.getLogger(__name__)
+
+
+class NotExported(Exception):
+    """The sentence says why."""
+
+
+def save_model(run: Run, model: nn.Module, inputs: torch.Tensor, metadata: Mapping[str, Any]) -> bool:
+    """Write `model/` into the run's folder, unless the exported program answers otherwise than the model.
+
+    A model that cannot be exported fails no run: the sentence is logged, and `promote` and `serve` repeat it.
+
+    Args:
+        run: whose model it is.
+        model: one tensor in, one tensor out, both with the batch as their first dimension.
+        inputs: a batch of real data, as an example and for the comparison: three examples or more.
+        metadata: goes with the model; plain types.
+
+    Returns:
+        Whether it was written.
+    """
+    refused = run.model_refused
+    refused.unlink(missing_ok=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow and torch.export about themselves
+            _save(run.model, model.cpu().eval(), inputs.detach().cpu(), dict(metadata))
+    except Exception as error:  # whatever a model, an exporter or a disk raises: the training is finished all the same
+        shutil.rmtree(run.model, ignore_errors=True)
+        sentence = str(error) if isinstance(error, NotExported) else f"{type(error).__name__}: {first_line(error)}"
+        log.warning("the model was not exported: %s", sentence, exc_info=not isinstance(error, NotExported))
+        atomic_write(refused, sentence + "\n")
+        return False
+    return True
+
+
+def _save(place: Path, model: nn.Module, inputs: torch.Tensor, metadata: dict[str, Any]) -> None:
+    mlflow_client.quiet_mlflow()
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    with torch.inference_mode():
+        answers = model(inputs)
+    if not isinstance(answers, torch.Tensor) or not answers.ndim or len(answers) != len(inputs):
+        got = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+        raise NotExported(f"a served model must give one tensor with a row for each of {len(inputs)} inputs, got {got}.")
+    spec = [TensorSpec(each.numpy().dtype, (-1, *each.shape[1:])) for each in (inputs, answers)]
+    options: dict[str, Any] = {
+        "signature": ModelSignature(Schema(spec[:1]), Schema(spec[1:])),
+        "input_example": inputs[:EXAMPLES].numpy(),
+        "pip_requirements": [
+            f"torch=={torch.__version__}",
+            f"mlflow=={mlflow.__version__}",
+            f"numpy=={np.__version__}",
+        ],
+        "metadata": metadata,
+    }
+    new = place.with_name("model.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        mlflow.pytorch.save_model(model, new, serialization_format="pt2", **options)
+        _compare(new, inputs, answers)
+    except Exception as error:  # of many kinds: what torch.export cannot follow, or follows on one path alone
+        log.warning(
+            "torch.export cannot take the model (%s): it is pickled, with a copy of the code", first_line(error)
+        )
+        shutil.rmtree(new, ignore_errors=True)
+        owner = project.current()
+        code = [str(owner.folder), str(project.ENGINE_FOLDER)]
+        mlflow.pytorch.save_model(model, new, serialization_format="pickle", code_paths=code, **options)
+        _compare(new, inputs, answers)
+    shutil.rmtree(place, ignore_errors=True)
+    new.replace(place)
+
+
+def _compare(saved: Path, inputs: torch.Tensor, answers: torch.Tensor) -> None:
+    """Ask what was saved, as whoever loads it does."""
+    import mlflow.pyfunc
+    import numpy as np
+    import torch
+
+    got = np.asarray(mlflow.pyfunc.load_model(str(saved)).predict(inputs.numpy()))
+    wanted = answers.numpy()
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise NotExported(
+            f"the exported model gives {got.dtype} {got.shape} where the model gives {wanted.dtype} {wanted.shape}."
+        )
+    try:
+        torch.testing.assert_close(torch.from_numpy(got), answers, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
+    except AssertionError as error:
+        worst = float(np.nanmax(np.abs(got.astype(np.float64) - wanted.astype(np.float64))))
+        raise NotExported(f"the exported model answers otherwise than the model, by up to {worst:.3g}.") from error

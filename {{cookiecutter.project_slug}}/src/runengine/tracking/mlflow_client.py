@@ -1,0 +1,170 @@
+"""The store of MLflow, a database or a server: how it is reached, and what its failures are called.
+
+    python -m runengine store sqlite:///mlflow.db    # makes the tables, if they are not there; `make setup` does it
+
+Other programs open it by `mlflow_client`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..settings.errors import UserError
+from ..settings.console import first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TROUBLES = {
+    "onnection refused": "nobody answers there",
+    "Failed to resolve": "its name is not known",
+    "timed out": "no answer in time",
+    "onnection aborted": "it broke the connection off",
+    "onnection reset": "it broke the connection off",
+    "disk is full": "its disk is full",
+}
+
+
+def quiet_mlflow() -> None:
+    """To be called before its import: it says little, gives up early, and sends nothing to its makers."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it raises is told in a sentence
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who calls it tries again, and can be stopped meanwhile
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def mlflow_client(uri: str) -> MlflowClient:
+    """A client of this store."""
+    quiet_mlflow()
+    import mlflow
+
+    with one_at_a_time(uri):
+        if (file := _database(uri)) and not file.exists():
+            # a process killed while MLflow makes its tables would leave a file that MLflow never opens again
+            new = file.with_name(f"{file.name}.new")
+            new.unlink(missing_ok=True)
+            mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+            new.replace(file)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@functools.cache  # the runs of a sweep ask once
+class Access:
+    """Asks a server, beside what the caller does, whether it lets this user in; a store in a file is not asked."""
+
+    def __init__(self, uri: str | None) -> None:
+        self.uri = uri or ""
+        self.sentence: str | None = None
+        self.thread = threading.Thread(target=self._ask, name="mlflow-access", daemon=True)
+        if self.uri.startswith("http"):
+            self.thread.start()
+
+    def check(self, patience_s: float = 5.0) -> None:
+        """Wait for the answer.
+
+        Raises:
+            UserError: the server refuses, or is none of MLflow's. That it is absent or slow is no error.
+        """
+        if self.thread.ident is not None:
+            self.thread.join(patience_s if self.thread.is_alive() else 0)
+        if self.sentence:
+            raise UserError(self.sentence)
+
+    def _ask(self) -> None:
+        try:
+            mlflow_client(self.uri).search_experiments(max_results=1)
+        except Exception as error:
+            self.sentence = refusal(self.uri, error)
+
+
+def refusal(uri: str, error: Exception) -> str | None:
+    """The sentence for a server that will not take more however often it is asked; None for one that may."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or "://" not in uri:
+        return None
+    status = status_of(error)
+    if status in (401, 403):
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        as_whom = f"the user {user}" if user else "a user without name"
+        return (
+            f"MLflow at {without_password(uri)} refuses {as_whom} (status {status}). Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or train with tracking=off."
+        )
+    if status == 404 or "not in a valid JSON format" in str(error):
+        return (
+            f"at {without_password(uri)} something answers, but no MLflow server. Look at MLFLOW_TRACKING_URI, or "
+            "train with tracking=off."
+        )
+    return None
+
+
+def without_password(uri: str) -> str:
+    """`https://user:<password>@host/path?token=...` -> `https://host/path`."""
+    scheme, separator, rest = uri.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def trouble(uri: str, error: Exception) -> str:
+    """The sentence for what MLflow has raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    return refusal(uri, error) or (
+        f"MLflow at {without_password(uri)} did not take it: {why(error)}. Try again when it is there."
+    )
+
+
+def why(error: BaseException) -> str:
+    """What is wrong with a store, in a few words."""
+    return next((words for sign, words in TROUBLES.items() if sign in str(error)), first_line(error)[:200])
+
+
+def is_absent(error: Exception) -> bool:
+    """MLflow answers that it has no such thing."""
+    return status_of(error) == 404
+
+
+def is_unreachable(error: Exception) -> bool:
+    return why(error) in TROUBLES.values()
+
+
+def status_of(error: Exception) -> int:
+    """Of the HTTP answer that MLflow gives for this error, or has given."""
+    status: int = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 0
+    return status
+
+
+def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
+    """A lock beside a database in a file: of many runs that start together, one makes it."""
+    file = _database(uri)
+    if file is None:
+        return nullcontext()
+    from filelock import FileLock
+
+    return FileLock(f"{file}.lock")
+
+
+def artifacts_beside(uri: str, experiment: str) -> str | None:
+    """Beside a database in a file, not where the first run happened to be started; a server knows its own place."""
+    file = _database(uri)
+    return (file.absolute().parent / "mlruns" / experiment).as_uri() if file else None
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def main() -> None:
+    mlflow_client(*sys.argv[1:])

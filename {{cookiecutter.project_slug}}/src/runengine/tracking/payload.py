@@ -1,0 +1,190 @@
+"""What the folder of a run, or of a sweep, has to say: its settings, its origin, its rows of metrics, its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..settings import project
+from ..settings.config import compose, deciding, flatten
+from ..runs.run import Run, load_config
+from ..runs.provenance import read_data
+
+# what the owner leaves in the folder of a run goes along, whatever its name
+RUN_FILES = (
+    "*.yaml", "*.json", "*.csv", "*.parquet", "*.txt", "*.log", "*.diff", "*.md", "*.html", "*.png", "*.svg", "*.pdf",
+    "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/**/*",
+)  # fmt: skip
+# these say what MLflow has, or what it gets as metrics
+NOT_SENT = {"metrics.json", "mlflow_sent.json", "run.json", "trial.json", "unsent.json"}
+SWEEP_FILES = ("sweep.yaml", "sweep.csv", "seeds.csv")
+LONGEST_TAG = 5000  # letters
+
+
+class NotYet(Exception):
+    """A run is sent after the sweep that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What MLflow shall know of a folder, besides rows and files."""
+
+    uri: str | None
+    experiment: str
+    name: str
+    key: str  # in a tag: by it a run is found whose id was not yet written down when the process died
+    started_ms: int
+    tags: dict[str, str]
+    params: dict[str, str]
+    dataset: dict[str, Any] = field(default_factory=dict)
+    register: bool = False
+
+
+def registered_name(experiment: str) -> str:
+    """Of a model in the registry: each experiment has its own, so two tasks of one project do not meet."""
+    return f"{project.current().package}-{experiment}"
+
+
+def read_record(folder: Path) -> Record:
+    return _record_of_sweep(folder) if is_sweep(folder) else _record_of_run(folder)
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / "sweep.yaml").exists()
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """The files that belong into MLflow, as paths within the folder."""
+    for pattern in SWEEP_FILES if is_sweep(folder) else RUN_FILES:
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.glob(pattern) if file.is_file())
+        yield from (name for name in names if name not in NOT_SENT and not name.startswith("."))
+
+
+def add_row(folder: Path, step: int, metrics: dict[str, float], now_ms: int) -> None:
+    """Append one row to `metrics.jsonl`, in one piece."""
+    line = json.dumps({"time_ms": now_ms, "step": step, "metrics": metrics}) + "\n"
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return []
+    with file.open("rb") as opened:
+        return [json.loads(line) for line in opened if line.endswith(b"\n")]
+
+
+def cut_off_half_a_row(folder: Path) -> None:
+    """Where a process was killed while it wrote one."""
+    file = folder / "metrics.jsonl"
+    if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
+        with file.open("r+b") as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
+
+
+def _record_of_run(folder: Path) -> Record:
+    cfg = load_config(Run(folder))
+    starts = _starts(folder)
+    now = starts[-1]
+    tags = {"run_dir": _shown(folder), **_tags(now)}
+    if is_sweep(folder.parent):
+        sweep = folder.parent / "mlflow_run_id"
+        if not sweep.is_file():
+            raise NotYet("the sweep that it belongs to is not there yet")
+        tags["mlflow.parentRunId"] = sweep.read_text(encoding="utf-8").strip()
+    return Record(
+        uri=cfg.tracking.mlflow_uri,
+        experiment=cfg.experiment_name,
+        name=now.get("dvc_experiment") or folder.name,
+        key=_key(folder),
+        started_ms=_ms(starts[0]["started_at"]),
+        tags=tags,
+        params={key: str(value) for key, value in flatten(OmegaConf.create(deciding(cfg)))},
+        dataset=read_data(folder),
+        register=bool(cfg.get("register")),
+    )
+
+
+def _record_of_sweep(folder: Path) -> Record:
+    stored = OmegaConf.load(folder / "sweep.yaml")
+    first = compose(stored.get("script", project.current().script), stored.first)
+    starts = _starts(folder)
+    return Record(
+        uri=first.tracking.mlflow_uri,
+        experiment=first.experiment_name,
+        name=folder.name,
+        key=_key(folder),
+        started_ms=_ms(starts[0]["started_at"]),
+        tags={"run_dir": _shown(folder), **_tags(starts[-1])},
+        params={str(key): str(value) for key, value in stored.params.items()},
+    )
+
+
+def _tags(start: dict[str, Any]) -> dict[str, str]:
+    tags = {
+        "command": start["command"],
+        "mlflow.user": start.get("user"),
+        "mlflow.source.name": start["command"].split()[2] if start["command"].startswith("python -m") else "",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": start.get("git_commit"),
+        "git.dirty": start.get("git_dirty"),
+        "host": start.get("host"),
+        "slurm.job": start.get("slurm_job"),
+        "dvc.experiment": start.get("dvc_experiment"),
+    }
+    return {key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value not in (None, "")}
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "starts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _key(folder: Path) -> str:
+    """Of the first start of what is in this folder: no other start has its time, host and process."""
+    with (folder / "starts.jsonl").open("rb") as starts:
+        return hashlib.sha256(starts.readline()).hexdigest()[:32]
+
+
+def _shown(folder: Path) -> str:
+    """As it is typed: from the project's folder on, where it is there."""
+    with suppress(ValueError):
+        return folder.relative_to(Path.cwd()).as_posix()
+    return folder.as_posix()
+
+
+def _ms(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp() * 1000)
+
+
+def last_ms(folder: Path) -> int:
+    """When the run ended, also if it is sent days later."""
+    rows = read_rows(folder)
+    return int(rows[-1]["time_ms"]) if rows else _ms(_starts(folder)[-1]["started_at"])
+
+
+def dataset_of(data: dict[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=data["folder"],
+        digest=_version(data)[:36],  # as many letters as MLflow takes
+        source_type="local",
+        source=json.dumps({"uri": data["folder"]}),
+        profile=json.dumps({"rows": data.get("rows"), "version": _version(data)}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _version(data: dict[str, Any]) -> str:
+    return str(data.get("data_dvc_md5") or data.get("data_split_sha256"))

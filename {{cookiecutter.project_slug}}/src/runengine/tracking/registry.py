@@ -1,0 +1,158 @@
+"""The versions of trained models in MLflow, and the one that is served: the champion of its experiment.
+
+    python -m runengine promote runs/digits/…    # or the id of its MLflow run; without, the newest run
+    python -m runengine serve                    # the promoted one, on this machine only
+    python -m runengine serve runs/digits/…      # that run's, without asking MLflow
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+from ..runs.run import Run, find, load_config
+from ..settings import project
+from ..settings.config import compose
+from ..settings.errors import UserError
+from . import mlflow_client, mlflow_sync
+from .payload import registered_name
+
+ALIAS = "champion"
+PORT = 5001
+
+
+def champion(experiment: str) -> str:
+    """The address of the promoted model."""
+    return f"models:/{registered_name(experiment)}@{ALIAS}"
+
+
+def promote(run: Run) -> int:
+    """Make the run's model a version in the registry, and that one the champion; returns the version.
+
+    Raises:
+        UserError: the run is not finished, is not tracked, has no model, or MLflow does not take it.
+    """
+    if not run.finished():
+        raise UserError(f"{run.folder} is not finished. Run: {run.resume_command()}")
+    cfg = load_config(run)
+    uri = cfg.tracking.mlflow_uri
+    if uri is None:
+        raise UserError(
+            f"{run.folder} was trained with tracking=off: MLflow does not know it. Train with tracking=mlflow."
+        )
+    _refuse_without_model(run)
+    name = registered_name(cfg.experiment_name)
+    try:
+        mlflow_sync.send_all(run.folder, uri)
+        client = mlflow_client.mlflow_client(uri)
+        run_id = run.mlflow_run_id.read_text(encoding="utf-8").strip()
+        version = mlflow_sync.register(client, run_id, name)
+        client.set_registered_model_alias(name, ALIAS, str(version))
+    except Exception as error:
+        raise UserError(mlflow_client.trouble(uri, error)) from error
+    return version
+
+
+def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
+    """Serve the champion of the experiment, or the model of this run, until it is stopped; returns the exit status.
+
+    Raises:
+        UserError: there is no champion, or the run has no model.
+    """
+    env = dict(os.environ)
+    if run is None:
+        env["MLFLOW_TRACKING_URI"] = address_of_store()
+        model = champion(experiment)
+        served = f"{model}, {_promoted(env['MLFLOW_TRACKING_URI'], registered_name(experiment))}"
+    else:
+        _refuse_without_model(run)
+        model = served = str(run.model)
+    address = f"http://{host}:{port}"
+    print(f"{served}: {address}   (Ctrl-C ends it)")
+    example = "-H 'Content-Type: application/json' -d @runs/.../model/serving_input_example.json"
+    print(f"ask it:  curl {address}/invocations {example}")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local",
+               "--host", host, "--port", str(port)]  # fmt: skip
+    try:
+        return subprocess.call(command, env=env)
+    except KeyboardInterrupt:
+        return 0
+
+
+def load_model(name: str) -> Any:
+    """A model of MLflow's, by its address `models:/...` or `runs:/...`: has `predict`, `metadata.metadata`.
+
+    Raises:
+        UserError: there is none, or the store does not answer.
+    """
+    uri = address_of_store()
+    mlflow_client.quiet_mlflow()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow about itself
+            return mlflow.pyfunc.load_model(name)
+    except Exception as error:
+        if mlflow_client.is_absent(error):
+            where = mlflow_client.without_password(uri)
+            raise UserError(f"MLflow at {where} has no {name}. Run: make promote") from None
+        raise UserError(mlflow_client.trouble(uri, error)) from error
+
+
+def address_of_store() -> str:
+    """Where this project's runs and models are recorded.
+
+    Raises:
+        UserError: nowhere.
+    """
+    uri: str | None = compose(project.current().script).tracking.mlflow_uri
+    if uri is None:
+        raise UserError("conf/train.yaml says tracking: off, so there is no registry of models. Say tracking: mlflow.")
+    return uri
+
+
+def _promoted(uri: str, name: str) -> str:
+    try:
+        version = mlflow_client.mlflow_client(uri).get_model_version_by_alias(name, ALIAS)
+    except Exception as error:
+        if mlflow_client.is_absent(error):
+            raise UserError(f"no model of {name} has been promoted yet. Run: make promote") from None
+        raise UserError(mlflow_client.trouble(uri, error)) from error
+    return f"version {version.version} of run {version.run_id}"
+
+
+def _refuse_without_model(run: Run) -> None:
+    if run.model.is_dir():
+        return
+    refused = run.model_refused
+    why = refused.read_text(encoding="utf-8").strip() if refused.is_file() else "none was exported."
+    raise UserError(f"{run.folder} has no model to serve: {why} To export it again: {run.test_command()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m runengine", description="Choose the model that is served, and serve it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    chosen = commands.add_parser("promote", help="make this run's model the champion of its experiment")
+    chosen.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run; without it the newest")
+    served = commands.add_parser("serve", help="serve the champion on this machine")
+    served.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run, in place of the champion")
+    served.add_argument("--experiment", help="whose champion; without it the one of conf/train.yaml")
+    served.add_argument("--port", type=int, default=PORT)
+    served.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container: whoever reaches it may ask")
+    arguments = parser.parse_args()
+    if arguments.command == "serve":
+        experiment = arguments.experiment or compose(project.current().script).experiment_name
+        sys.exit(serve(arguments.port, arguments.host, experiment, find(arguments.run) if arguments.run else None))
+    run = find(arguments.run)
+    version = promote(run)
+    print(f"{champion(load_config(run).experiment_name)} is now version {version}, of {run.folder}")
+    print("serve it     make serve")

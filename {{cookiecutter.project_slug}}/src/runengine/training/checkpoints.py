@@ -1,0 +1,200 @@
+"""Checkpoints: `last.ckpt` to resume from, `best.ckpt` to use; each is there complete or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+
+from ..runs.run import Run
+from ..settings import process
+from ..settings.errors import UserError
+from .history import History, loss_of
+from .rank_state import RankState
+from .signals import Signals, Stopped
+
+LOSS_CHECK_STEPS = 50  # on a GPU the loss is looked at so often: each look waits for the GPU
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint is there complete or not at all, also after a power cut.
+
+    Lightning's own way over the temporary folder copies where that is another disk, and can be killed in the copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        file = Path(path)
+        new = file.with_name(f"{file.name}.new")
+        with new.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which forgets its best value where the folder has another name than before: runs are moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(str(self.dirpath))
+        moved = {"dirpath": self.dirpath}
+        if state_dict["best_model_path"]:
+            moved["best_model_path"] = str(folder / Path(state_dict["best_model_path"]).name)
+        kept = {str(folder / Path(name).name): value for name, value in state_dict["best_k_models"].items()}
+        kth = state_dict["kth_best_model_path"]
+        moved["kth_best_model_path"] = str(folder / Path(kth).name) if kth else kth
+        super().load_state_dict({**state_dict, **moved, "best_k_models": kept})
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run is told to stop.
+
+    Watches the loss as well: a checkpoint with NaN in it must not take the place of a good one.
+
+    Args:
+        file: of the checkpoint.
+        signals: what tells the run to stop.
+        metric: is watched for NaN, too.
+        every_n_steps, every_minutes: None for never.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        signals: Signals,
+        metric: str | None,
+        every_n_steps: int | None,
+        every_minutes: float | None,
+    ) -> None:
+        self.file = file
+        self.signals = signals
+        self.metric = metric
+        self.every_n_steps = every_n_steps
+        self.every_s = every_minutes * 60 if every_minutes else math.inf
+        self.saved_at = time.monotonic()
+        self.group: Any = None
+        self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
+        self.ended = False  # before its last epoch: in the checkpoint, as Lightning would go on for one more
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": self.ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ended = state_dict["ended"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.ended
+        if trainer.world_size > 1:
+            self.group = dist.new_group(backend="gloo")  # to agree without waiting for the GPUs
+        self.signals.take_back()  # Lightning has put its own handler for SIGTERM before ours
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = loss_of(outputs)
+        last = trainer.is_last_batch
+        self._look_at(loss, trainer.global_step, now=last or (batch_idx + 1) % LOSS_CHECK_STEPS == 0)
+        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the end of the epoch saves; a half-accumulated gradient could not be saved
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        due = due or time.monotonic() - self.saved_at > self.every_s
+        signum, save = self._agree(self.signals.signum, bool(due))
+        if signum or save:
+            self._look_at(loss, trainer.global_step, now=True)
+            self._save(trainer)
+        if signum:
+            raise Stopped(signum)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics.get(self.metric, 0.0)) if self.metric else 0.0
+        if not trainer.sanity_checking and not math.isfinite(value):
+            self._refuse(str(self.metric), value, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = trainer.should_stop
+        self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signum, _ = self._agree(self.signals.signum, False)
+        if signum:  # it came during the validation; the end of the epoch has saved
+            raise Stopped(signum)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        self.saved_at = time.monotonic()
+
+    def _agree(self, signum: int, save: bool) -> tuple[int, bool]:
+        """What any process wants, all do, after the same step."""
+        if self.group is None:
+            return signum, save
+        wanted = torch.tensor([signum, int(save)])
+        dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.group)
+        return int(wanted[0]), bool(wanted[1])
+
+    def _look_at(self, loss: torch.Tensor | None, step: int, *, now: bool) -> None:
+        """Note the first step with a bad loss, without waiting for the GPU; tell it when it is time to look."""
+        if loss is None:
+            return
+        if self.bad_step is None:
+            self.bad_step = torch.full((), -1, device=loss.device)
+        self.bad_step = torch.where(torch.isfinite(loss) | (self.bad_step >= 0), self.bad_step, step)
+        if not (now or loss.device.type == "cpu"):
+            return
+        bad_step = int(self.bad_step)
+        bad_step, _ = self._agree(bad_step, False) if self.group is not None else (bad_step, False)
+        if bad_step >= 0:
+            self._refuse("train/loss", float(loss), bad_step)
+
+    def _refuse(self, name: str, value: float, step: int) -> None:
+        good = f"The last good checkpoint is {self.file}" if self.file.exists() else "There is no checkpoint yet"
+        raise UserError(
+            f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optim.lr or "
+            "trainer.gradient_clip_val=1; debug=anomaly names the operation it comes from."
+        )
+
+
+class EpochBar(TQDMProgressBar):
+    """Lightning's bar, without the number of the logger's version."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+def callbacks(
+    run: Run,
+    history: History,
+    signals: Signals,
+    *,
+    patience: int | None = None,
+    every_n_steps: int | None = None,
+    every_minutes: float | None = None,
+    others: list[Callback] | None = None,
+) -> list[Callback]:
+    """In this order: `last` is written last, so it knows what is best, and whether training has ended early."""
+    metric, mode = history.metric, history.mode
+    return [
+        history,
+        RankState(),
+        *([EarlyStopping(metric, patience=patience, mode=mode)] if patience and metric else []),
+        *([EpochBar()] if sys.stderr.isatty() and process.rank() == 0 else []),
+        *(others or []),
+        BestCheckpoint(
+            dirpath=run.checkpoints,
+            filename="best",
+            monitor=metric,
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        LastCheckpoint(run.last, signals, metric, every_n_steps, every_minutes),
+    ]

@@ -1,0 +1,178 @@
+"""The rows of a run, one for each epoch: in the log, in `history.csv`, in the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from ..compat import stage_metrics
+from ..runs.run import Run
+from ..settings.errors import UserError
+from ..settings.files import atomic_write
+from ..tracking.tracker import Row, Tracker
+
+STEPS_A_ROW = 50  # as often the tracker gets a row between the epochs; on a GPU it is waited for then
+
+log = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """One row an epoch: in the log, in `history.csv`, and in the checkpoint, where it is resumed.
+
+    The tracker gets these rows, what cannot be the same twice (speed), and rows between the epochs.
+
+    Args:
+        run: whose rows they are.
+        metric, mode: what is monitored, `min` or `max`; a metric of None is not looked for.
+    """
+
+    def __init__(self, run: Run, metric: str | None, mode: str) -> None:
+        self.file = run.history
+        self.last = run.last
+        self.metric, self.mode = metric, mode
+        self.tracker: Tracker | None = None  # rank 0 gets one
+        self.rows: list[Row] = []
+        self.clock = Clock()
+        self.epoch_clock = Clock()
+        self.validated = False  # in this process
+        self.validation: Row = {}  # of this epoch
+        self.ended = False  # the last call of `fit`, without an error
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = False
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.track_rows()
+        self.clock.restart()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epoch_clock.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.tracker and self.tracker.details and trainer.is_global_zero and batch_idx == 0:
+            self.tracker.draw(pl_module, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.tracker:
+            return
+        num_examples = num_examples_of(batch) * trainer.world_size
+        self.clock.num_examples += num_examples
+        self.epoch_clock.num_examples += num_examples
+        if (batch_idx + 1) % (STEPS_A_ROW * trainer.accumulate_grad_batches) == 0:
+            row: Row = {"speed/examples_per_s_of_steps": self.clock.examples_per_s()}
+            for number, optimizer in enumerate(trainer.optimizers):
+                row[f"step/lr{f'_{number}' if number else ''}"] = optimizer.param_groups[0]["lr"]
+            if (loss := loss_of(outputs)) is not None:  # of this process's last batch
+                row["step/train_loss"] = float(loss) * trainer.accumulate_grad_batches
+            self.tracker.add(trainer.global_step, row)
+            self.clock.restart()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated, self.validation = True, stage_metrics(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics, self.validation = dict(sorted((stage_metrics(trainer) | self.validation).items())), {}
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
+        if self.tracker:
+            self.write()
+            # with the validation's time, which is the user's time, too
+            self._track(
+                self.rows[-1]
+                | {"speed/epoch_s": self.epoch_clock.s(), "speed/examples_per_s": self.epoch_clock.examples_per_s()}
+            )
+        if self.metric is not None and self.metric not in metrics and (self.validated or not validates(trainer)):
+            trainer.save_checkpoint(self.last)  # to be resumed from
+            names = ", ".join(metrics) or "nothing"
+            raise UserError(
+                f"monitor.metric is {self.metric}, but the task has logged {names}. Log it with self.log(), or resume "
+                f"with another: run_dir={self.file.parent} monitor.metric=... monitor.mode=min (null for none)."
+            )
+
+    def track_rows(self) -> None:
+        """All rows there are; what the tracker has it leaves alone."""
+        for row in self.rows:
+            self._track(row)
+
+    def _track(self, row: Row) -> None:
+        if self.tracker:
+            self.tracker.add(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+    def track_best(self) -> None:
+        """What the best checkpoint reaches: MLflow's table shows the last row of each metric."""
+        if best := self.best():
+            named = {f"best/{name.replace('/', '_')}": value for name, value in best.items() if name != "step"}
+            self._track({"step": best["step"], **named})
+
+    def write(self) -> None:
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        table = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        atomic_write(self.file, text.getvalue())
+
+    def best(self) -> Row:
+        """The row with the best monitored value, the last one if none is monitored; empty without rows."""
+        rows = [row for row in self.rows if self.metric in row and not math.isnan(row[self.metric])]
+        if self.metric is None or not rows:
+            return self.rows[-1] if self.rows else {}
+        metric = self.metric
+        return (min if self.mode == "min" else max)(rows, key=lambda row: row[metric])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+
+class Clock:
+    """Examples and the seconds they took."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.started_at, self.num_examples = time.perf_counter(), 0
+
+    def s(self) -> float:
+        return time.perf_counter() - self.started_at
+
+    def examples_per_s(self) -> float:
+        return self.num_examples / max(self.s(), 1e-9)
+
+
+def validates(trainer: pl.Trainer) -> bool:
+    return sum(map(float, trainer.num_val_batches)) > 0
+
+
+def num_examples_of(batch: Any) -> int:
+    """The length of the first tensor in a batch of any structure; 1 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    return next((num_examples_of(part) for part in parts), 1)
+
+
+def loss_of(outputs: Any) -> torch.Tensor | None:
+    """What `training_step` returned as its loss; None under manual optimization, which may return nothing."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None

@@ -1,0 +1,114 @@
+"""What Lightning's Trainer is called with."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+
+from ..runs.run import Run
+from ..settings import process
+from ..settings.errors import UserError
+from . import device, distributed
+from .checkpoints import AtomicCheckpointIO, callbacks
+from .device import Choice
+from .history import History
+from .signals import Signals
+
+PROFILERS: dict[str, type[Profiler]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+
+
+def trainer_options(
+    run: Run, cfg: DictConfig, task: pl.LightningModule, history: History, signals: Signals, others: list[pl.Callback]
+) -> tuple[dict[str, Any], list[Choice]]:
+    """The arguments of `pl.Trainer`, and every choice that was made with its reason.
+
+    Raises:
+        UserError: this machine has not so many devices of this kind, or the trainer has no such setting.
+    """
+    options: dict[str, Any] = hydra.utils.instantiate(cfg.trainer, _convert_="all")
+    options.pop("_target_", None)  # runs of earlier projects name the class
+    _check_names(options)
+    _check_devices(options["accelerator"], options["devices"])
+    precision, choices = _take_of_device(options, task)
+    profiler = PROFILERS.get(str(options["profiler"]))
+    return {
+        **options,
+        "precision": precision,
+        "profiler": profiler(dirpath=run.folder, filename="profile") if profiler else options["profiler"],
+        "callbacks": [
+            *callbacks(run, history, signals, patience=cfg.patience, others=others, **cfg.checkpoint),
+            *([device.Fused(choices[-1])] if choices and choices[-1].value == device.FUSED else []),
+        ],
+        "plugins": [AtomicCheckpointIO(), distributed.environment()],
+        "enable_progress_bar": sys.stderr.isatty() and process.rank() == 0,
+        "enable_model_summary": False,
+    }, choices
+
+
+def evaluation_trainer() -> pl.Trainer:
+    """A trainer that tests or predicts on one device, says nothing, and leaves nothing."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    from ..settings.console import quiet_lightning
+
+    quiet_lightning()
+    alone = LightningEnvironment()  # also inside a job of Slurm
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        plugins=[alone],
+    )
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    known = inspect.signature(pl.Trainer).parameters
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean trainer.{nearest[0]}?" if nearest else "See the arguments of Lightning's Trainer."
+            raise UserError(f"trainer.{name} is not a setting of Lightning's Trainer. {hint}")
+
+
+def _check_devices(accelerator: str, wanted: int) -> None:
+    kind = device.kind_of(accelerator)
+    here = {
+        "gpu": 0,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": os.cpu_count() or 1,
+    }
+    if kind in here and wanted > here[kind]:
+        name = {"cpu": "CPU cores", "mps": "GPUs of a Mac"}.get(kind, "GPUs that PyTorch can use")
+        other = f"trainer.devices={here[kind]}" if here[kind] else "trainer=cpu"
+        why = " `make doctor` says why." if kind in ("gpu", "cuda") else ""
+        raise UserError(f"trainer.devices is {wanted}, but {name} here: {here[kind]}. Try {other}.{why}")
+
+
+def _take_of_device(options: dict[str, Any], task: pl.LightningModule) -> tuple[str, list[Choice]]:
+    """Let the task use what the GPU has; the precision, and every choice that was made, that of the optimizer last."""
+    name, capability = device.capability_of(device.kind_of(options["accelerator"]))
+    precision, choices = options["precision"], []
+    by_itself = precision == "auto"
+    if by_itself:
+        choices.append(device.precision(name, capability))
+        precision = choices[0].value
+    tensor_float = device.tensor_float(capability) if by_itself else None
+    torch.set_float32_matmul_precision("high" if tensor_float else "highest")
+    layout = device.layout(task, capability)
+    if layout:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused = device.fused(capability, precision, options["gradient_clip_val"] is not None)
+    return precision, [choice for choice in (*choices, tensor_float, layout, fused) if choice]

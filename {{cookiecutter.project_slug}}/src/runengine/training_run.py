@@ -1,0 +1,222 @@
+"""A run while it is trained: what the owner's script is given.
+
+    run.start_from(task, cfg.init_from)                       # nothing is on the disk yet
+    trainer = pl.Trainer(**run.trainer_options(task))
+    with run:                                                 # its folder is made, locked, and records what happens
+        trainer.fit(task, data, ckpt_path=run.resume_from, weights_only=True)
+
+It ends FINISHED, KILLED (to be resumed) or FAILED, in the folder and in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from .launch import slurm
+from .runs.open_run import open_run
+from .runs.run import Run
+from .settings import process, project
+from .settings.console import first_line, stay_silent
+from .settings.errors import CONTINUE_ME, INTERRUPTED, UserError, explain
+from .settings.files import atomic_write
+from .tracking.mlflow_client import Access
+from .training import distributed
+
+if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once
+    import pytorch_lightning as pl
+
+    from .tracking.tracker import Tracker
+    from .training.device import Choice
+
+log = logging.getLogger(__name__)
+
+
+class TrainingRun(Run):
+    """One start of a run.
+
+    Args:
+        folder, anew: as of `Run`.
+        cfg: its settings; those it was started with, if it is resumed.
+        access: asks the MLflow server whether it lets this user in.
+    """
+
+    def __init__(self, folder: Path, anew: str = "", *, cfg: DictConfig, access: Access) -> None:
+        super().__init__(folder, anew)
+        from .training.history import History
+        from .training.signals import Signals
+
+        self.cfg = cfg
+        self.access = access
+        self.resume_from = self.checkpoint()
+        self.rows = History(self, cfg.monitor.metric, cfg.monitor.mode)
+        self.signals = Signals()
+        self.stack = ExitStack()
+        self.choices: list[Choice] = []
+        self.tracker: Tracker | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Does this process write: the first of those that train together?"""
+        return process.rank() == 0
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """What was logged in each epoch so far, with `epoch` (from 0) and `step`."""
+        return self.rows.rows
+
+    def start_from(self, task: pl.LightningModule, init_from: str | None = None) -> None:
+        """Load the weights this start begins with: of the checkpoint it resumes from, else of `init_from`, if given.
+
+        Raises:
+            UserError: the file is damaged, or of another model; then it names the layers.
+        """
+        from .runs.weights import load_weights
+
+        if self.resume_from:
+            load_weights(task, self.resume_from)
+        elif init_from:
+            load_weights(task, _checkpoint(init_from))
+
+    def trainer_options(
+        self, task: pl.LightningModule, *, callbacks: Sequence[pl.Callback] = (), loggers: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """What `pl.Trainer` is to be called with, from the settings `trainer`, `checkpoint` and `patience`.
+
+        Args:
+            task: is laid out in memory as the device likes it.
+            callbacks: more of them.
+            loggers: more of them, next to MLflow and TensorBoard.
+
+        Raises:
+            UserError: this machine has not so many devices of this kind, or the trainer has no such setting.
+        """
+        from .training.options import trainer_options
+
+        options, choices = trainer_options(self, self.cfg, task, self.rows, self.signals, list(callbacks))
+        if self.trial.exists():
+            from .sweeps.pruning import Report
+
+            options["callbacks"].insert(0, Report(self.folder))
+        self.choices[:] = choices
+        return {**options, "logger": list(loggers) or False}
+
+    def __enter__(self) -> TrainingRun:
+        self.access.check()
+        try:
+            if self.is_main:
+                self.stack.enter_context(open_run(self, self.cfg))
+            else:
+                stay_silent()
+            for choice in self.choices:
+                log.info("%s: %s", *choice)
+            # Lightning's children read the configuration from the folder
+            arguments = (f"run_dir={self.folder}", "hydra.mode=RUN")
+            self.stack.enter_context(distributed.children_run(project.current().module, *arguments))
+            self.stack.enter_context(self.signals)
+            if self.is_main:
+                self._open_tracker()
+            if self.resume_from:
+                log.info("continuing from %s", self.resume_from)
+        except BaseException:
+            self.stack.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        from .training.signals import Stopped
+
+        mistake = error if self.rows.ended and isinstance(error, Exception) and not isinstance(error, Stopped) else None
+        if mistake:  # in a figure, a table, an export: nothing that comes after a training may fail it
+            kind, error, trace = None, None, None
+            log.warning(
+                "after the training, which is finished all the same: %s. What is missing is made by: %s",
+                explain(mistake) or f"{type(mistake).__name__}: {first_line(mistake)}",
+                self.test_command(),
+                exc_info=mistake,
+            )
+        try:
+            if error is None:
+                self._finish()
+            else:
+                self._end(error)
+        finally:
+            self.stack.__exit__(kind, error, trace)
+        if isinstance(error, Stopped):
+            self._leave(error.signum)
+        if isinstance(error, SystemExit):  # how Lightning ends after the second Ctrl-C
+            sys.exit(INTERRUPTED)
+        return mistake is not None
+
+    def _open_tracker(self) -> None:
+        from .tracking.tracker import Tracker
+
+        self.tracker = self.rows.tracker = Tracker(
+            self.folder,
+            self.cfg.tracking.mlflow_uri,
+            tensorboard=self.cfg.tracking.tensorboard,
+            details=self.cfg.tracking.tensorboard_details,
+            system_every_s=self.cfg.tracking.system_every_s,
+            new=self.num_starts() == 1,
+        )
+
+    def _finish(self) -> None:
+        """The folder says that it is finished; MLflow gets the rest, as long as it answers."""
+        if not self.tracker:
+            return
+        self.rows.track_rows()  # where nothing was left to train
+        if best := self.rows.best():
+            stage = (self.rows.metric or "").partition("/")[0]
+            names = [name for name in best if name.partition("/")[0] == stage and name not in ("epoch", "step")]
+            shown = ", ".join(f"{name} {best[name]:.4f}" for name in names)
+            log.info("best epoch %d: %s", best["epoch"] + 1, shown)
+            self.rows.track_best()
+        self._write_metrics()
+        self.tracker.close("FINISHED", give_up=self.signals.came)
+        self._write_metrics()  # MLflow's id may have come meanwhile
+
+    def _write_metrics(self) -> None:
+        atomic_write(self.metrics, json.dumps({**self.rows.best(), **self.mlflow_id()}, indent=2) + "\n")
+
+    def _end(self, error: BaseException) -> None:
+        """The folder and MLflow say how a run that is not finished has ended."""
+        from .training.signals import Stopped
+
+        killed = isinstance(error, Stopped | SystemExit | KeyboardInterrupt)
+        if isinstance(error, SystemExit):
+            log.info("stopped at once. Go on with: %s", self.resume_command())
+        if self.is_main and isinstance(error, Exception) and not killed:
+            sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
+            atomic_write(self.error, sentence + "\n")
+        if self.tracker:
+            self.tracker.close("KILLED" if killed else "FAILED")
+
+    def _leave(self, signum: int) -> None:
+        """End so that whoever started this run starts it again."""
+        if not self.is_main:
+            sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
+        if slurm.requeue_on(signum):
+            log.info("stopped: Slurm's job %s goes back into the queue, and continues here", process.job_id())
+            slurm.requeue()
+        else:
+            log.info("stopped. Go on with: %s", self.resume_command())
+        sys.exit(CONTINUE_ME)
+
+
+def _checkpoint(name: str) -> Path:
+    """A checkpoint's file, or the best one of a run's folder."""
+    file = Path(name)
+    file = Run(file).best if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"init_from={name} is no checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
+    return file
