@@ -7,7 +7,7 @@ READY := $(TOOLS)/.ready
 PROJECT := demo/my-project
 ARGS ?=
 ANSWERS ?=
-TEMPLATE := $(shell find cookiecutter.json hooks ml_template ml_template_needs*.py '{{cookiecutter.project_slug}}' -type f | grep -v ' ')
+TEMPLATE := $(shell find cookiecutter.json hooks ml_template needs_cookiecutter*.py '{{cookiecutter.project_slug}}' -type f | grep -v ' ')
 
 # the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python,\
@@ -43,7 +43,7 @@ demo/.generated: $(READY) $(TEMPLATE)
 	@rm -rf $(PROJECT) demo/template
 	@mkdir -p demo/template
 	@# cookiecutter copies the whole folder first, and .venv and demo with it; from here it has little to copy
-	@cp -R cookiecutter.json hooks ml_template ml_template_needs*.py '{{cookiecutter.project_slug}}' demo/template
+	@cp -R cookiecutter.json hooks ml_template needs_cookiecutter*.py '{{cookiecutter.project_slug}}' demo/template
 	@$(TOOLS)/bin/cookiecutter demo/template --no-input --default-config --output-dir demo $(ANSWERS)
 	@touch $@
 

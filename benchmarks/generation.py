@@ -1,6 +1,6 @@
 """How long a project takes to be generated, beside the same files rendered by cookiecutter alone.
 
-python benchmarks/generation.py            # a minute; --repetitions 5 for a first look
+python benchmarks/generation.py            # a minute; --repetitions 5 for a first look, --quick for none
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 from conftest import TEMPLATE_PARTS, copy_template  # noqa: E402
 
-from ml_template.answers import resolve  # noqa: E402
+from ml_template.answers import remote_url, resolve  # noqa: E402
 
 PROJECT = "{{cookiecutter.project_slug}}"
 FLOOR = "bare: rendering alone"
@@ -50,6 +50,7 @@ def bare_template(folder: Path) -> Path:
         name: value[0] if isinstance(value, list) and name[0] != "_" else value for name, value in questions.items()
     }
     answers |= {"project_slug": "my-project", "package_name": "my_project"}
+    answers["data_remote_url"] = remote_url(answers["data_remote"], answers["project_slug"])
     resolve(answers)
     for ours in ("_extensions", "_detected", "__resolved", "__prompts__"):
         del answers[ours]
@@ -73,10 +74,10 @@ def seconds(command: Sequence[str], cwd: Path) -> float:
     return taken
 
 
-def measure(subjects: dict[str, list[str]], repetitions: int, folder: Path) -> dict[str, list[float]]:
+def measure(subjects: dict[str, list[str]], repetitions: int, folder: Path, *, quick: bool) -> dict[str, list[float]]:
     """Seconds of each subject, one after the other in each repetition, so that a slow minute meets all of them."""
     taken: dict[str, list[float]] = {name: [] for name in subjects}
-    for command in subjects.values():
+    for command in () if quick else subjects.values():
         seconds(command, folder)  # fills the file cache and Python's own
     for repetition in range(repetitions):
         order = list(subjects.items())
@@ -108,7 +109,9 @@ def _lines(file: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
+    arguments = parser.parse_args()
+    repetitions = 1 if arguments.quick else arguments.repetitions
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -126,7 +129,7 @@ def main() -> None:
             "  without post_gen_project": [*generate, str(without_hooks(folder / "c", "post_gen_project"))],
             "cookiecutter's import alone": [sys.executable, "-c", "import cookiecutter.__main__"],
         }
-        taken = measure(subjects, repetitions, folder / "out")
+        taken = measure(subjects, repetitions, folder / "out", quick=arguments.quick)
 
     floor = statistics.median(taken[FLOOR])
     print(conditions(repetitions))

@@ -39,8 +39,10 @@ class Work:
     image_shape: tuple[int, int, int]
     model: str
     epochs: int
+    more: tuple[str, ...] = ()  # settings
 
 
+QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * BATCH_SIZE, (1, 8, 8), "", 3, ("tracking.log_model=false",))
 WORKS = {
     "cpu": [
         Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
@@ -91,10 +93,13 @@ class Loops:
             f"data.image_shape=[{','.join(map(str, work.image_shape))}]",
             f"data.batch_size={BATCH_SIZE}",
             f"model._target_={work.model or f'{package}.model.CNN'}",
+            *work.more,
         ]
         if device != "cpu":
             self.overrides.append("trainer.precision=32-true")  # as the bare loop
-        self.cfg = self.module("config").compose("train", self.overrides)
+        self.program = self.module("train").train
+        self.compose = importlib.import_module("runengine").compose
+        self.cfg = self.compose("train", self.overrides)
 
     def module(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
@@ -151,25 +156,32 @@ class Loops:
             torch.cuda.synchronize()
 
     def lightning(self, layers: int) -> float:
-        """Lightning's trainer with so many of the project's layers."""
+        """Lightning's trainer with so many of the engine's layers."""
+        import pytorch_lightning as pl
         import torch
+        from runengine import Run
+        from runengine.training.checkpoints import EpochBar
+        from runengine.training.history import History
+        from runengine.training.options import trainer_options
+        from runengine.training.signals import Signals
 
         torch.manual_seed(0)
-        train, module = self.module("train"), self.module("callbacks")
         timer = Timer()
         self.number += 1
-        run = self.module("run").Run(self.folder / f"part-{self.number}")
-        (run.folder / "checkpoints").mkdir(parents=True)
-        with module.Signals() as signals:
-            chosen = module.callbacks(run, module.History(run), signals, patience=None, **self.cfg.checkpoint)
-            bars = [each for each in chosen if isinstance(each, module.EpochBar)]
-            others = [each for each in chosen if each not in bars]
-            trainer = train.build_trainer(
-                self.cfg, logger=False, callbacks=[*others * (layers >= 2), *bars * (layers >= 3), timed(timer)],
-                plugins=[module.WholeFileIO()], enable_progress_bar=layers >= 3, enable_checkpointing=layers >= 2,
-                enable_model_summary=False, use_distributed_sampler=False,
-            )  # fmt: skip
-            trainer.fit(self.task(metrics=layers >= 1), datamodule=train.build_data(self.cfg))
+        run = Run(self.folder / f"part-{self.number}")
+        run.checkpoints.mkdir(parents=True)
+        task = self.task(metrics=layers >= 1)
+        with Signals() as signals:
+            history = History(run, self.cfg.monitor.metric, self.cfg.monitor.mode)
+            # what suits the device is done to another task: here it is the last row's
+            options, _ = trainer_options(run, self.cfg, self.task(metrics=True), history, signals, [])
+            bars = [each for each in options["callbacks"] if isinstance(each, EpochBar)]
+            others = [each for each in options["callbacks"] if each not in bars]
+            options |= {
+                "callbacks": [*others * (layers >= 2), *bars * (layers >= 3), timed(timer)], "logger": False,
+                "enable_progress_bar": layers >= 3, "enable_checkpointing": layers >= 2,
+            }  # fmt: skip
+            pl.Trainer(**options).fit(task, datamodule=self.module("train").build_data(self.cfg))
         self.wait()
         timer()
         return timer.epoch_s()
@@ -191,16 +203,17 @@ class Loops:
 
     def whole(self, *overrides: str) -> float:
         """What `train` does."""
-        train, module = self.module("train"), self.module("callbacks")
+        from runengine.training import options
+
         timer = Timer()
-        make_callbacks = module.callbacks
+        make_callbacks = options.callbacks
         self.number += 1
         typed = [*self.overrides, f"run_dir={self.folder / f'run-{self.number}'}", *overrides]
         try:
-            module.callbacks = lambda *args, **options: [*make_callbacks(*args, **options), timed(timer)]
-            train.train(self.module("config").compose("train", typed), typed)
+            options.callbacks = lambda *args, **more: [*make_callbacks(*args, **more), timed(timer)]
+            self.program.start(self.compose("train", typed), typed)
         finally:
-            module.callbacks = make_callbacks
+            options.callbacks = make_callbacks
         self.wait()
         return timer.epoch_s()
 
@@ -257,7 +270,7 @@ def rows(loops: Loops) -> dict[str, Callable[[], float]]:
     }
 
 
-def measure(package: str, device: str, rounds: int, only: str) -> None:
+def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
     import torch
 
     print(
@@ -265,9 +278,7 @@ def measure(package: str, device: str, rounds: int, only: str) -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, device "
         f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}; median of {rounds} rounds, in turns"
     )
-    for work in WORKS[device]:
-        if only not in work.name:
-            continue
+    for work in works:
         with tempfile.TemporaryDirectory() as name:
             os.chdir(name)
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
@@ -302,6 +313,7 @@ def main() -> None:
     parser.add_argument("--device", choices=WORKS, default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="the kinds of work whose name has this in it")
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
     arguments = parser.parse_args()
@@ -311,7 +323,9 @@ def main() -> None:
     if Path(sys.prefix) != python.parent.parent.absolute():  # the project's own Python has torch
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:]], check=False).returncode)
     sys.path.insert(0, str(Path(__file__).parent))  # for loop.ResNet
-    measure(arguments.package, arguments.device, arguments.rounds, arguments.only)
+    works = [work for work in WORKS[arguments.device] if arguments.only in work.name]
+    works, rounds = ([QUICK], 1) if arguments.quick else (works, arguments.rounds)
+    measure(arguments.package, arguments.device, works, rounds)
 
 
 if __name__ == "__main__":

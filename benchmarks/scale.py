@@ -24,19 +24,21 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent / "demo/my-project"
 NUM_JOBS = (10, 40)  # the difference leaves out what is done once
+QUICK_JOBS = (1, 2)
+QUICK_GIGABYTES = 0.2  # fewer images could not be split
 ONE_STEP = ("trainer=cpu", "model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
 IMAGE_SHAPE = (3, 224, 224)
 BATCH_SIZE = 64
 PART_BYTES = 1 << 26
 
 
-def sweep(package: str, project: Path) -> None:
+def sweep(package: str, project: Path, sizes: tuple[int, int], stores: tuple[str, ...]) -> None:
     bare_s = bare_step_s()
     print(f"one step in plain PyTorch, model and optimizer made anew: {bare_s * 1000:.1f} ms")
-    print(f"{'':16}  s a sweep of {NUM_JOBS[0]}  of {NUM_JOBS[1]}   s a 1,000 jobs outside of training")
-    for tracking in ("off", "mlflow"):
+    print(f"{'':16}  s a sweep of {sizes[0]}  of {sizes[1]}   s a 1,000 jobs outside of training")
+    for tracking in stores:
         seconds = []
-        for num_jobs in NUM_JOBS:
+        for num_jobs in sizes:
             with tempfile.TemporaryDirectory() as folder:
                 typed = [*ONE_STEP, f"tracking={tracking}", f"data.folder={project / 'data/processed'}"]
                 command = [sys.executable, "-m", f"{package}.train", "-m", f"seed=range({num_jobs})", *typed]
@@ -44,7 +46,7 @@ def sweep(package: str, project: Path) -> None:
                 started = time.perf_counter()
                 subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
                 seconds.append(time.perf_counter() - started)
-        job_s = (seconds[1] - seconds[0]) / (NUM_JOBS[1] - NUM_JOBS[0])
+        job_s = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
         outside_s = 1000 * (job_s - bare_s)
         print(f"tracking={tracking:7}  {seconds[0]:15.1f}  {seconds[1]:5.1f}  {outside_s:34.0f}")
 
@@ -81,7 +83,7 @@ def data(package: str, gigabytes: float, rounds: int) -> None:
 
         prepare.prepare(folder / "data", noise, split_seed=0, val_fraction=0.01, test_fraction=0.01)
         (folder / "raw").unlink()
-        file = folder / "data/train.npz"
+        file = folder / "data/train_images.npy"
         print(f"{file.stat().st_size / 1e9:.1f} GB, images of {IMAGE_SHAPE}; page cache dropped: {forget()}")
         speeds: dict[str, list[float]] = {}
         for _ in range(rounds):
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("what", choices=["sweep", "data"])
     parser.add_argument("--gigabytes", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
     arguments = parser.parse_args()
@@ -142,8 +145,12 @@ def main() -> None:
     if Path(sys.prefix) != python.parent.parent:  # the project's own Python has torch
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:]], check=False).returncode)
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    quick = arguments.quick
     if arguments.what == "sweep":
-        sweep(arguments.package, arguments.project.absolute())
+        stores = ("off",) if quick else ("off", "mlflow")
+        sweep(arguments.package, arguments.project.absolute(), QUICK_JOBS if quick else NUM_JOBS, stores)
+    elif quick:
+        data(arguments.package, QUICK_GIGABYTES, 1)
     else:
         data(arguments.package, arguments.gigabytes, arguments.rounds)
 

@@ -23,11 +23,11 @@ HYDRA = "import hydra"
 TORCH = "import torch, pytorch_lightning"
 FIRST_STEP = """
 import os, sys
-from {package} import train
 from {package}.task import ImageClassifier
+from {package}.train import train
 ImageClassifier.training_step = lambda *_: os._exit(0)
 sys.argv = ["train", *sys.argv[1:]]
-train._train()
+train()
 """
 
 
@@ -51,16 +51,18 @@ def rows(package: str) -> dict[str, list[str]]:
     }
 
 
-def measure(project: Path, package: str, repetitions: int, folder: Path) -> dict[str, list[float]]:
+def measure(project: Path, package: str, repetitions: int, folder: Path, *, quick: bool) -> dict[str, list[float]]:
     environment = {
         **os.environ,
         "COMP_LINE": f"{package}-train model=",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     table = rows(package)
+    if quick:
+        del table["first step, all on"]
     python, data = str(project / ".venv/bin/python"), f"data.folder={project / 'data/processed'}"
     seconds: dict[str, list[float]] = {name: [] for name in table}
-    for number in range(repetitions + 1):
+    for number in range(1 if quick else 0, repetitions + 1):
         for name, arguments in table.items():
             started = time.perf_counter()
             command = [python, *arguments, *([data] if "step" in name else [])]
@@ -76,17 +78,20 @@ def measure(project: Path, package: str, repetitions: int, folder: Path) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description="How long it takes until a program answers, and trains.")
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
     arguments = parser.parse_args()
     if not (arguments.project / ".venv/bin/python").exists():
         sys.exit(f"error: there is no project with a .venv in {arguments.project}. Run: make demo")
+    quick, project = arguments.quick, arguments.project.absolute()
+    repetitions = 1 if quick else arguments.repetitions
     print(
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"median of {arguments.repetitions}, in turns, warm"
+        f"median of {repetitions}, in turns{'' if quick else ', warm'}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(arguments.project, arguments.package, arguments.repetitions, Path(folder))
+        seconds = measure(project, arguments.package, repetitions, Path(folder), quick=quick)
     floor_s: list[float] = []
     print(f"{'':32}       s   least  x floor  s above it")
     for name, values in seconds.items():

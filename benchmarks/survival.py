@@ -36,6 +36,7 @@ SETTINGS = (
     "schedule=cosine",
 )
 CHECKPOINT = "checkpoints/last.ckpt"
+QUICK = ("trainer.max_epochs=3", "tracking.log_model=false")
 MOST_ATTEMPTS = 9  # to kill a training before it ends by itself
 # what is the same each time: not the time it took, nor the load of the machine
 METRICS = """select key, step, value from metrics
@@ -70,10 +71,12 @@ class Trainings:
     Args:
         project: was generated and set up.
         package: its import name.
+        more: settings.
     """
 
-    def __init__(self, project: Path, package: str, folder: Path) -> None:
+    def __init__(self, project: Path, package: str, folder: Path, more: tuple[str, ...] = ()) -> None:
         self.project, self.package, self.folder = project, package, folder
+        self.settings = (*SETTINGS, *more)
         self.python = project / ".venv/bin/python"
         started = time.monotonic()
         process = self.start("straight")
@@ -92,13 +95,13 @@ class Trainings:
                 raise RuntimeError(self.log(name))
             time.sleep(0.002)
 
-    def start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / name}.db",
             "OMP_NUM_THREADS": "1",
         }
-        command = [str(self.python), "-m", f"{self.package}.train", *SETTINGS, f"run_dir={self.folder / name}", *more]
+        command = [str(self.python), "-m", f"{self.package}.train", *self.settings, f"run_dir={self.folder / name}"]
         with (self.folder / f"{name}.out").open("ab") as output:
             return subprocess.Popen(
                 command, cwd=self.project, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -150,9 +153,11 @@ class Trainings:
         return done.stdout.split()
 
 
-def survive(project: Path, package: str, num_kills: int, seed: int, folder: Path) -> list[Kill]:
+def survive(
+    project: Path, package: str, num_kills: int, seed: int, folder: Path, more: tuple[str, ...] = ()
+) -> list[Kill]:
     """Kill and continue so many trainings, two at a time."""
-    trainings = Trainings(project, package, folder)
+    trainings = Trainings(project, package, folder, more)
     print(f"straight run: {trainings.duration_s:.1f} s, of it training {trainings.training_s:.1f} s", flush=True)
     kills = []
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -174,14 +179,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill trainings at random moments and continue them.")
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
     arguments = parser.parse_args()
     if not (arguments.project / ".venv/bin/python").exists():
         sys.exit(f"error: there is no project with a .venv in {arguments.project}. Run: make demo")
+    num_kills, more = (1, QUICK) if arguments.quick else (arguments.kills, ())
+    project, seed = arguments.project.absolute(), arguments.seed
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        kills = survive(arguments.project, arguments.package, arguments.kills, arguments.seed, Path(folder))
+        kills = survive(project, arguments.package, num_kills, seed, Path(folder), more)
     for kill in kills:
         if kill.continued and not kill.survived():
             print(f"LOST: {kill}")
@@ -191,7 +199,7 @@ def main() -> None:
     print(f"equal, bit for bit   {sum(kill.equal for kill in kills)}")
     print(f"one MLflow run       {sum(kill.num_mlflow_runs == 1 for kill in kills)}")
     print(f"each step once       {sum(kill.steps_once for kill in kills)}")
-    print(f"{time.monotonic() - started:.0f} s on {os.cpu_count()} cores, two at a time, seed {arguments.seed}")
+    print(f"{time.monotonic() - started:.0f} s on {os.cpu_count()} cores, two at a time, seed {seed}")
     sys.exit(not all(kill.survived() for kill in kills))
 
 

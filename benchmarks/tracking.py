@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import http.server
 import json
+import math
 import os
 import signal
 import socket
@@ -34,7 +35,8 @@ from typing import cast
 PROJECT = Path(__file__).resolve().parent.parent / "demo/my-project"
 EPOCHS = 40
 SETTINGS = ("trainer=cpu", "data.batch_size=32", "tracking.system_every_s=1")
-MIDDLE = 10  # epochs after which something happens
+QUICK_EPOCHS = 4
+MIDDLE = 0.25  # of the epochs: then something happens
 SLOW_S = 2.0
 ROUNDS = 3
 
@@ -178,8 +180,8 @@ class Training:
     """One training of the project, in `folder`, which also holds its prepared data."""
 
     def __init__(self, project: Path, package: str, folder: Path, uri: str | None, epochs: int = EPOCHS) -> None:
-        self.package, self.folder, self.uri = package, folder, uri
-        self.project, self.python = project, project / ".venv/bin/python"
+        self.folder, self.epochs = folder, epochs
+        self.python = project / ".venv/bin/python"
         self.run = folder / "run"
         tracking = "tracking=server" if uri else "tracking=off"
         data = f"data.folder={project / 'data/processed'}"
@@ -197,9 +199,9 @@ class Training:
         )  # fmt: skip
 
     def middle(self) -> None:
-        """Wait until a quarter of the epochs is done."""
+        """Wait until a part of the epochs is done."""
         history = self.run / "history.csv"
-        while not history.exists() or history.read_text().count("\n") <= MIDDLE:
+        while not history.exists() or history.read_text().count("\n") <= MIDDLE * self.epochs:
             if self.process.poll() is not None:
                 raise RuntimeError(self.process.communicate()[0][-3000:])
             time.sleep(0.01)
@@ -210,7 +212,7 @@ class Training:
         return printed, time.monotonic() - self.started_at
 
     def sync(self) -> str:
-        command = [str(self.python), "-m", f"{self.package}.sync", str(self.run)]
+        command = [str(self.python), "-m", "runengine", "sync", str(self.run)]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, text=True, capture_output=True, check=False
         )
@@ -290,7 +292,7 @@ FAULTS: dict[str, tuple[str, Fault | None]] = {
 AT_START = {"absent", "slow"}
 
 
-def suffer(project: Path, package: str, fault: str, folder: Path) -> Outcome:
+def suffer(project: Path, package: str, fault: str, folder: Path, epochs: int = EPOCHS) -> Outcome:
     """Train under this fault, mend it, send the rest, and look at what MLflow has."""
     _, happen = FAULTS[fault]
     server = Server(project / ".venv/bin/python", folder / "server", disk="24m" if fault == "full" else None)
@@ -302,7 +304,7 @@ def suffer(project: Path, package: str, fault: str, folder: Path) -> Outcome:
             proxy.wait_s = SLOW_S
         direct = fault not in ("slow", "refusing", "broken")
         address = server.address if direct else f"http://127.0.0.1:{proxy.server_port}"
-        training = Training(project, package, folder, address)
+        training = Training(project, package, folder, address, epochs)
         if happen and fault not in AT_START:
             training.middle()
             happen(Scene(server, proxy, training))
@@ -352,14 +354,16 @@ def look(fault: str, training: Training, server: Server, printed: str, training_
     )
 
 
-def faults(project: Path, package: str, names: list[str], folder: Path) -> None:
-    well = [suffer(project, package, "none", folder / f"none-{number}").training_s for number in range(ROUNDS)]
-    print(f"{EPOCHS} epochs, healthy server: {', '.join(f'{s:.1f}' for s in well)} s; lost is what is over the median")
+def faults(project: Path, package: str, names: list[str], folder: Path, epochs: int, rounds: int) -> None:
+    healthy = [suffer(project, package, "none", folder / f"none-{number}", epochs) for number in range(rounds)]
+    well = [outcome.training_s for outcome in healthy]
+    typical_s = statistics.median(well) if well else math.nan
+    print(f"{epochs} epochs, healthy server: {', '.join(f'{s:.1f}' for s in well)} s; lost is what is over the median")
     print(f"{'server':32} finished  seconds lost  metrics missing  doubled  MLflow runs  sentences")
     for name in names:
-        outcome = suffer(project, package, name, folder / name)
+        outcome = suffer(project, package, name, folder / name, epochs)
         finished = "yes" if outcome.returncode == 0 else f"no ({outcome.returncode})"
-        lost_s = outcome.training_s - statistics.median(well)
+        lost_s = outcome.training_s - typical_s
         print(
             f"{FAULTS[name][0]:32} {finished:8}  {lost_s:12.1f}  {outcome.missing:15}  {outcome.doubled:7}  "
             f"{outcome.num_runs:11}  {outcome.said:9}{'' if outcome.well() else '   NOT WELL'}",
@@ -367,23 +371,21 @@ def faults(project: Path, package: str, names: list[str], folder: Path) -> None:
         )
 
 
-def cost(project: Path, package: str, folder: Path) -> None:
-    """Steps a second with each kind of tracking, taken in turns."""
+def cost(project: Path, package: str, folder: Path, epochs: int, rounds: int, *, quick: bool) -> None:
+    """Steps a second with each kind of tracking, taken in turns; in a hurry without a server."""
     server = Server(project / ".venv/bin/python", folder / "server")
-    server.start()
     proxy = Proxy(server.port)
     proxy.wait_s = SLOW_S
-    stores = {
-        "off": None,
-        "sqlite": f"sqlite:///{folder}/mlflow.db",
-        "server": server.address,
-        f"server, {SLOW_S:.0f} s an answer": f"http://127.0.0.1:{proxy.server_port}",
-    }
+    stores: dict[str, str | None] = {"off": None, "sqlite": f"sqlite:///{folder}/mlflow.db"}
+    if not quick:
+        server.start()
+        stores["server"] = server.address
+        stores[f"server, {SLOW_S:.0f} s an answer"] = f"http://127.0.0.1:{proxy.server_port}"
     seconds: dict[str, list[float]] = {name: [] for name in stores}
     try:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for place, (name, uri) in enumerate(stores.items()):
-                training = Training(project, package, folder / f"{number}-{place}", uri)
+                training = Training(project, package, folder / f"{number}-{place}", uri, epochs)
                 training.end()
                 seconds[name].append(training.epoch_s())
     finally:
@@ -391,7 +393,7 @@ def cost(project: Path, package: str, folder: Path) -> None:
         proxy.server_close()
         server.end()
     off = statistics.median(seconds["off"])
-    print(f"median epoch of {EPOCHS}, {ROUNDS} trainings each, in turns; a row an epoch, the load each second")
+    print(f"median epoch of {epochs}, {rounds} trainings each, in turns; a row an epoch, the load each second")
     for name, values in seconds.items():
         print(f"{name:24} {off / statistics.median(values):.2f} of the steps a second of tracking=off")
 
@@ -413,16 +415,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a failing MLflow server does, and what tracking costs.")
     parser.add_argument("what", choices=("faults", "cost"))
     parser.add_argument("names", nargs="*", choices=[*FAULTS, []], help="of faults; without them all")
+    parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
     arguments = parser.parse_args()
     if not (arguments.project / ".venv/bin/python").exists():
         sys.exit(f"error: there is no project in {arguments.project}. Run: make demo")
+    project, size = arguments.project.absolute(), (QUICK_EPOCHS, 1) if arguments.quick else (EPOCHS, ROUNDS)
     with scratch() as folder:
         if arguments.what == "cost":
-            cost(arguments.project, arguments.package, folder)
+            cost(project, arguments.package, folder, *size, quick=arguments.quick)
         else:
-            faults(arguments.project, arguments.package, arguments.names or list(FAULTS), folder)
+            epochs, rounds = size
+            names = arguments.names or list(FAULTS)
+            faults(project, arguments.package, names, folder, epochs, 0 if arguments.quick else rounds)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 PLACEHOLDER = "ml_project"
+ENGINE = {"runengine", "hydra_plugins"}  # folders in src/ that are the same, byte for byte, in all projects
 
 
 def keep(among: str, *chosen: str) -> None:
@@ -23,21 +24,25 @@ def keep(among: str, *chosen: str) -> None:
     shutil.rmtree(among)
 
 
+def owned(pattern: str) -> list[Path]:
+    """The files that are the project's own."""
+    found = sorted(file for file in Path().rglob(pattern) if file.is_file())
+    return [file for file in found if not (file.parts[0] == "src" and file.parts[1] in ENGINE)]
+
+
 def license_headers() -> None:
     """Apache's licence asks for a notice in each file."""
-    for file in sorted(Path().rglob("*.py")):
+    for file in owned("*.py"):
         file.write_bytes(b"# SPDX-License-Identifier: Apache-2.0\n" + file.read_bytes())
 
 
 def rename_package(name: str) -> None:
-    for file in sorted(Path().rglob("*")):
-        if file.is_file() and file.name != "LICENSE":  # there the word can only be somebody's name
+    for file in owned("*"):
+        if file.name != "LICENSE":  # there the word can only be somebody's name
             content = file.read_bytes()
             if PLACEHOLDER.encode() in content:
                 file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
     Path("src", PLACEHOLDER).rename(Path("src", name))
-    for plugin in Path("src", "hydra_plugins").glob(f"{PLACEHOLDER}*"):
-        plugin.rename(plugin.with_name(plugin.name.replace(PLACEHOLDER, name, 1)))
 
 
 def next_steps() -> str:

@@ -15,10 +15,12 @@ from typing import Any
 PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_project.py replaces it
 NEVER_SET = "CHANGE-ME"  # no name that a bucket can have: the project's scripts/data_remote.py asks for another
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
+ENGINE = ("hydra_plugins", "runengine")  # packages that stand next to the project's own
 # what the generated project imports: a package of the same name would hide it
-DEPENDENCIES = frozenset(
-    """conf dvc hydra lightning matplotlib mlflow mypy numpy omegaconf pandas pil pip pytest pytorch_lightning ray ruff
-    scipy setuptools sklearn src tensorboard test tests torch torchmetrics torchvision wheel yaml""".split()  # noqa: SIM905
+DEPENDENCIES = frozenset(ENGINE).union(
+    """alembic conf dvc filelock hydra joblib lightning lightning_fabric matplotlib mlflow mypy numpy omegaconf optuna
+    pandas pil pip psutil pyarrow pynvml pytest pytorch_lightning ray reference ruff scipy setuptools sklearn sphinx
+    sqlalchemy src submitit tensorboard tensorflow test tests torch torchmetrics torchvision tqdm wheel yaml""".split()  # noqa: SIM905
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 
@@ -35,7 +37,7 @@ def slug(text: str) -> str:
     """`L'Ete 2` -> `l-ete-2`: letters, digits and dashes; never empty."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     name = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:63].strip("-") or "my-project"
-    return f"{name}-project" if name in WINDOWS_DEVICES else name
+    return f"{name}-project" if name in WINDOWS_DEVICES or name.replace("-", "_") in ENGINE else name
 
 
 def package(text: str) -> str:
@@ -175,6 +177,8 @@ def _check_slug(name: str) -> None:
         raise Refused(
             f"project_slug {name} is a device on Windows, where no folder can have this name. Try {slug(name)}."
         )
+    if name.replace("-", "_") in ENGINE:
+        raise Refused(f"project_slug {name} is a package the project itself uses. Try {slug(name)}.")
 
 
 def _check_package(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,16 +21,14 @@ from typing import Any
 
 import pytest
 import yaml
+from loopback import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "{{cookiecutter.project_slug}}"
-EXTENSION = "ml_template_needs_cookiecutter_2_4__try__pipx_run_cookiecutter.py"
+EXTENSION = "needs_cookiecutter_2_4.py"
 TEMPLATE_PARTS = ("cookiecutter.json", "hooks", "ml_template", EXTENSION, PROJECT.name)
-# tests of the project that its name, its folder and its owner's edits can break; all of them run once, in the demo
-OF_THE_NAME = [
-    *(f"tests/test_{name}.py" for name in ("config", "model", "run", "sources")),
-    "tests/test_sweep.py::test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow",
-]
+ENGINE = ("src/runengine/", "src/hydra_plugins/")  # the same, byte for byte, in all projects
+collect_ignore = ["engine", "tasks"]  # they run in the project's environment, which alone has torch
 QUESTIONS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {
     name: value for name, value in QUESTIONS.items() if isinstance(value, list) and not name.startswith("_")
@@ -135,6 +134,16 @@ def generate(template: Path, folder: Path, config_file: Path | None = None, **an
     return Project(folder / answers.get("project_slug", "my-project"))
 
 
+def without(*patterns: str) -> Callable[[str, list[str]], set[str]]:
+    """For shutil.copytree, of a project without these and without caches: the engine's own folder `runs` is kept."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        left_out = () if Path(folder).name == "runengine" else patterns
+        return shutil.ignore_patterns("__pycache__", *left_out)(folder, names)
+
+    return ignore
+
+
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Git knows no name: what is generated depends on the answers alone. And no test is a part of `make test`."""
@@ -228,6 +237,60 @@ def folder(demo: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="session")
 def python(demo: tuple[Path, str]) -> Path:
     return demo[0] / ".venv/bin/python"
+
+
+def link_environment(demo: Path, project: Path) -> None:
+    """Give a project next to the demo the demo's environment: what it installs is the same."""
+    venv, installed = project / ".venv", next((demo / ".venv").glob("lib/*/site-packages"))
+    site = venv / installed.relative_to(demo / ".venv")
+    site.mkdir(parents=True)
+    for name in ("bin", "pyvenv.cfg"):
+        (venv / name).symlink_to(demo / ".venv" / name)
+    for part in installed.iterdir():
+        if part.suffix == ".pth" and str(demo) in part.read_text(encoding="utf-8"):  # where the project itself is
+            (site / part.name).write_text(str(project / "src"), encoding="utf-8")
+        else:
+            (site / part.name).symlink_to(part)
+    wanted = hashlib.sha256((project / "pyproject.toml").read_bytes()).hexdigest()
+    (venv / ".ready").write_text(wanted, encoding="utf-8")
+
+
+def build_engine(template: Path, folder: Path) -> Path:
+    """The engine as a wheel in this folder, with its page of an index."""
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        template / "packaging",
+        cwd=ROOT,
+    )
+    (wheel,) = folder.glob("runengine-*.whl")
+    write_page(wheel)
+    return wheel
+
+
+def take_engine_as_package(project: Path) -> None:
+    """Delete the engine from a project, which names it among its dependencies instead."""
+    version = (project / "src/runengine/VERSION").read_text(encoding="utf-8").strip()
+    for folder in ("src/runengine", "src/hydra_plugins"):
+        shutil.rmtree(project / folder)
+    settings = project / "pyproject.toml"
+    text = settings.read_text(encoding="utf-8")
+    for old, new in (
+        (', "src/runengine", "src/hydra_plugins"]', "]"),
+        ('    "tqdm>=', f'    "runengine=={version}",\n    "tqdm>='),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    settings.write_text(text, encoding="utf-8")
+    pipeline = project / "dvc.yaml"
+    lines = pipeline.read_text(encoding="utf-8").splitlines(keepends=True)
+    pipeline.write_text("".join(line for line in lines if "- src/runengine/" not in line), encoding="utf-8")
 
 
 def free_port() -> int:

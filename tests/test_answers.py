@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 import subprocess
@@ -30,6 +31,14 @@ REFUSED = {
     "package_name=class": "package_name class is a keyword of Python. Try class_project.",
     "package_name=json": "package_name json is a module of Python's standard library. Try json_project.",
     "package_name=torch": "package_name torch is a package the project itself uses. Try torch_project.",
+    "package_name=runengine": "package_name runengine is a package the project itself uses. Try runengine_project.",
+    "package_name=hydra_plugins": (
+        "package_name hydra_plugins is a package the project itself uses. Try hydra_plugins_project."
+    ),
+    "project_slug=runengine": "project_slug runengine is a package the project itself uses. Try runengine-project.",
+    "project_slug=hydra-plugins": (
+        "project_slug hydra-plugins is a package the project itself uses. Try hydra-plugins-project."
+    ),
     "package_name=nul": "package_name nul is a device on Windows. Try nul_project.",
     "package_name=ml_project": "package_name ml_project is the template's own placeholder. Try ml_project_project.",
     "project_name=a\nb": "project_name must be one line of text, got the control character '\\n'. Leave it out.",
@@ -137,10 +146,22 @@ def test_a_bad_replay_file_is_refused_and_leaves_nothing(template: Path, tmp_pat
     ("Con", "con-project", "con_project"),
     ("Torch", "torch", "torch_project"),
     ("class", "class", "class_project"),
+    ("Runengine", "runengine-project", "runengine_project"),
     ("Å" * 100, "a" * 63, "a" * 63),
 ])  # fmt: skip
 def test_names_follow_from_the_project_name(name: str, slug: str, package: str) -> None:
     assert (answers.slug(name), answers.package(answers.slug(name))) == (slug, package)
+
+
+def test_no_package_is_called_as_something_the_project_imports() -> None:
+    imported = set()
+    for file in PROJECT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.partition(".")[0].lower() for name in names}
+    assert len(imported) > 50
+    assert [name for name in sorted(imported) if not answers._taken(name)] == []
 
 
 def test_any_project_name_gives_names_that_are_accepted() -> None:

@@ -321,9 +321,9 @@ class Machine:
 
 NewMachine = Callable[..., Machine]
 CHECKED = [
-    "python -m my_project.doctor --quick",
+    "python -m runengine doctor --quick",
     "dvc config --local core.no_scm true",
-    "python -m my_project.store sqlite:///mlflow.db",
+    "python -m runengine store sqlite:///mlflow.db",
 ]
 
 

@@ -170,7 +170,7 @@ def test_the_devcontainer_sets_itself_up_and_trains(
         assert "PyTorch 2.13.0+cpu, build cpu, as asked for" in up
         assert '"outcome":"success"' in up
         assert devcontainer("exec", "id", "-un").split()[-1] == "user"
-        look = "from my_project import doctor; print(doctor.shared_memory(None))"
+        look = "from runengine.machine import check_system; print(check_system.shared_memory(None))"
         assert "state='well'" in devcontainer("exec", ".venv/bin/python", "-c", look)
         assert (project.path / "uv.lock").stat().st_uid == 1000
         assert "uv" in devcontainer("exec", "ls", "/home/user/.cache")  # the volume is the user's
@@ -229,7 +229,7 @@ def test_the_image_trains_serves_and_holds_no_secret(
     assert (folder / "model").stat().st_uid == somebody
 
     port = free_port()
-    served = ["python", "-m", "my_project.registry", "serve", f"runs/smoke/{folder.name}", f"--port={port}"]
+    served = ["python", "-m", "runengine", "serve", f"runs/smoke/{folder.name}", f"--port={port}"]
     name = f"--name=serves-{port}"
     docker("--detach", "--network=host", name, *as_somebody, IMAGE, *served, "--host=0.0.0.0")
     try:

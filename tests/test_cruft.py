@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CHOICES, PROJECT, Answer, Bake, Project, run
+from conftest import CHOICES, ENGINE, PROJECT, Answer, Bake, Project, run
 
 CONCRETE = {name: [choice for choice in choices if choice != "auto"] for name, choices in CHOICES.items()}
 START = {name: choices[0] for name, choices in CONCRETE.items()}
@@ -135,6 +135,38 @@ def test_an_update_brings_what_changed_and_keeps_what_its_owner_edited(
     assert {line[3:] for line in status.splitlines()} == {".cruft.json", "README.md", "src/my_project/second.py"}
 
 
+def test_an_update_of_the_engine_has_no_conflict_where_all_else_was_edited(
+    repository: Path, create: Callable[..., Project], cruft: Cruft
+) -> None:
+    project = create(**START)
+    owned = {name for name in content(project) if not name.startswith(ENGINE)}
+    for name in owned:
+        append(project.path / name, "\n# ours\n")
+    commit(project.path)
+    before = content(project)
+
+    source = repository / PROJECT.name
+    engine = source / "src/runengine"
+    for file in (*engine.rglob("*.py"), *engine.rglob("*.yaml"), source / "src/hydra_plugins/runengine.py"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(f"# the second version\n{text}# its end\n", encoding="utf-8")
+    (engine / "second.py").write_text("NEW = True\n", encoding="utf-8")
+    (engine / "model_card.py").unlink()
+    (engine / "VERSION").write_text("0.2.0\n", encoding="utf-8")
+    manifest = (sys.executable, "-m", "runengine", "engine")
+    run(*manifest, "--write-manifest", cwd=source, env={**os.environ, "PYTHONPATH": "src"})
+    commit(repository)
+    cruft("update", "--skip-apply-ask", cwd=project.path)
+
+    after = content(project)
+    assert {name for name in after if not name.startswith(ENGINE)} == owned
+    assert all(after[name] == before[name] for name in owned)
+    for name in (name for name in after if name.startswith(ENGINE)):
+        assert after[name] == (source / name).read_bytes()
+    said = run(*manifest, cwd=project.path, env={**os.environ, "PYTHONPATH": "src"}).output
+    assert said == "engine 0.2.0, unchanged\n"
+
+
 def test_an_update_runs_the_new_versions_code(repository: Path, create: Callable[..., Project], cruft: Cruft) -> None:
     # cruft renders both versions in one process: code that is imported would stay the old version's
     project = create(**START, description="what it is about")
@@ -171,7 +203,8 @@ def test_another_license_changes_the_license_and_its_mentions(create: Callable[.
     cruft("update", "--skip-apply-ask", "--variables-to-update", '{"license": "Apache-2.0"}', cwd=project.path)
     after = content(project)
     assert after.keys() == before.keys()
-    changed = {name for name in after if after[name] != before[name] and not name.endswith(".py")}
+    owned = [name for name in after if name.endswith(".py") and not name.startswith(ENGINE)]
+    changed = {name for name in after if after[name] != before[name] and name not in owned}
     assert changed == {"LICENSE", "README.md", "pyproject.toml"}
     header = b"# SPDX-License-Identifier: Apache-2.0\n"
-    assert all(after[name] == header + before[name] for name in after if name.endswith(".py"))
+    assert all(after[name] == header + before[name] for name in owned)

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import Bake, look, run
+from conftest import Bake, look, run, without
 from loopback import serve
 
 HOW = {
@@ -34,7 +34,7 @@ def test_without_sphinx_it_says_how_to_get_it_and_installs_nothing(bake: Bake, m
 
 
 def test_what_the_pages_change_is_there_whatever_the_package_is_called(bake: Bake) -> None:
-    """In a project, tests/test_docs.py skips a page whose change does not fit: here all fit."""
+    """tests/engine/test_docs.py follows the pages with the template's own names; here with the longest."""
     project = bake(package_name="x" * 63)
     num_changes = 0
     for page in (project.path / "docs").glob("*.md"):
@@ -74,7 +74,7 @@ def test_the_pages_build_and_a_person_sees_them(
 ) -> None:
     assert f"Run: {HOW['venv']}\n" in make_docs(project, python, env, expect=2)
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "mlflow.db"))
+    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns", "mlflow.db"))
     assert make_docs(copy, python, sphinx) == "wrote docs/_build/html/index.html\n"
     pictures = tmp_path / "pictures"
     pictures.mkdir()

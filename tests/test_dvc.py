@@ -89,19 +89,23 @@ def pipeline(project: Path, env: dict[str, str], tmp_path: Path) -> Pipeline:
 
 
 def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> None:
-    conf = "src/my_project/conf"
+    conf, engine = "src/my_project/conf", "src/runengine/conf"
     assert pipeline.stages() == "spte"
     assert pipeline.stages() == ""
     lock = re.search(r"path: data/processed\n\s+hash: md5\n\s+md5: (\S+)", (pipeline.path / "dvc.lock").read_text())
     assert lock
-    version = "from my_project.snapshot import *; print(data_version(Path('data/processed')))"
+    version = "from runengine.runs.provenance import *; print(data_version(Path('data/processed')))"
     assert (
         run("python", "-c", version, cwd=pipeline.path, env=pipeline.env).output == f"{{'data_dvc_md5': '{lock[1]}'}}\n"
     )
 
-    for unrelated in ("search/default", "launch/slurm", "tracking/mlflow", "debug/overfit", "model/mlp", "optim/sgd"):
+    for unrelated in ("search/default", "model/mlp", "optim/sgd"):
         pipeline.append(f"{conf}/{unrelated}.yaml", "new: 1")
+    for unrelated in ("launch/slurm", "tracking/mlflow", "debug/overfit"):
+        pipeline.append(f"{engine}/{unrelated}.yaml", "new: 1")
     assert pipeline.stages() == "s"
+    pipeline.append("src/runengine/machine/doctor.py", "# a sentence of the doctor")
+    assert pipeline.stages() == ""
     pipeline.append("src/my_project/evaluate.py", "# changed")
     assert pipeline.stages() == "e"
     pipeline.edit(f"{conf}/optim/adamw.yaml", "lr: 0.003", "lr: 0.002")
@@ -110,6 +114,8 @@ def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> N
     pipeline.edit(f"{conf}/prepare.yaml", "split_seed: 0", "split_seed: 1")
     assert pipeline.stages() == "spte"
     pipeline.append("src/my_project/model.py", "# changed")
+    assert pipeline.stages() == "te"
+    (pipeline.path / "src/runengine/VERSION").write_text("99.0.0\n", encoding="utf-8")
     assert pipeline.stages() == "te"
     printed = pipeline.dvc("repro", "--force", "train")
     assert "runs/dvc/latest begins anew: it was finished" in printed

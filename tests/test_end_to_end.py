@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import OF_THE_NAME, PROJECT, Answer, commit, run
+from conftest import PROJECT, Answer, commit, run, without
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def test_the_unrendered_project_is_typed_and_passes_its_tests(
         cwd=PROJECT,
     )
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests"), *OF_THE_NAME]
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests")]
     run(python, *command, cwd=PROJECT, env=bare)
 
 
@@ -94,7 +94,7 @@ def test_a_project_that_was_edited_and_updated_passes_its_tests(
     run(*cruft, "update", "--skip-apply-ask", cwd=updated, env=env)
     assert "WIDTH = 64" in (updated / "src/my_project/model.py").read_text()
     assert "Classification of images" in (updated / "src/my_project/task.py").read_text()
-    printed = run(python, "-m", "pytest", *OF_THE_NAME, cwd=updated, env=env).output
+    printed = run(python, "-m", "pytest", cwd=updated, env=env).output
     assert re.search(r"= \d+ passed(, \d+ skipped)? in ", printed), printed[-3000:]
 
 
@@ -103,7 +103,7 @@ def test_the_doctor_finds_nothing_wrong(project: Path, env: dict[str, str]) -> N
     answer = run("make", "--no-print-directory", "doctor", cwd=project, env=env, expect=None)
     lines = answer.output.splitlines()
     assert "WRONG" not in answer.output
-    assert [line.split()[0] for line in lines[:3]] == ["python", "environment", "packages"]
+    assert [line.split()[0] for line in lines[:4]] == ["python", "environment", "packages", "engine"]
     assert answer.returncode == 0 or "Nothing is wrong, but this could not be told: torch.compile." in answer.output
 
 
@@ -141,6 +141,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "tensorboard",
         "test",
         "train",
+        "upgrade",
     ]
     assert targets == wanted
     assert all(len(line) < 100 for line in lines)
@@ -178,7 +179,7 @@ def test_the_pipeline_does_nothing_the_second_time(project: Path, env: dict[str,
 
 def test_the_pipeline_works_in_a_git_repository_too(project: Path, env: dict[str, str], tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "__pycache__"))
+    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns"))
     (copy / ".venv").symlink_to(project / ".venv")
     venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}"}
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
@@ -270,12 +271,13 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence(project: Path, python
 
 def test_make_says_what_has_to_come_first(project: Path, python: Path, tmp_path: Path, env: dict[str, str]) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "data", "runs", "mlruns"))
+    shutil.copytree(project, copy, ignore=without(".venv", "data", "runs", "mlruns"))
     for target in ("train", "data", "evaluate", "test"):
         printed = run("make", target, cwd=copy, env=env, expect=2).output
         assert printed.startswith("error: the environment is not there yet. Run: make setup\n")
-    printed = train_in(copy, python, "tracking=off", expect=1).output
-    assert "error: data/processed/train.npz does not exist. Run: make data\n" in printed
+    its_own = {**env, "PYTHONPATH": str(copy / "src")}
+    printed = run(python, "-m", "my_project.train", "tracking=off", cwd=copy, env=its_own, expect=1).output
+    assert "error: data/processed/train_images.npy does not exist. Run: make data\n" in printed
     assert "Traceback" not in printed
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, commit, generate, run
+from conftest import ROOT, Project, build_engine, commit, generate, run, take_engine_as_package
 from loopback import fetch_torch, serve, write_page, write_stub_torch
 from pip._internal.models.index import PyPI
 
@@ -25,6 +25,26 @@ pytestmark = pytest.mark.slow
 
 CUDA_BUILDS = {"cu126": "12.6", "cu130": "13.0", "cu132": "13.2"}
 LOCKS = {"poetry": "poetry.lock", "uv": "uv.lock"}
+ENGINE_INDEX = {  # the engine as a package, see test_engine_package.py
+    "poetry": """
+[[tool.poetry.source]]
+name = "engine"
+url = "INDEX"
+priority = "explicit"
+
+[tool.poetry.dependencies.runengine]
+source = "engine"
+""",
+    "uv": """
+[[tool.uv.index]]
+name = "engine"
+url = "INDEX"
+explicit = true
+
+[tool.uv.sources.runengine]
+index = "engine"
+""",
+}
 TOOLS = Path(sys.executable).parent  # poetry, uv and cruft are in the template's own environment
 
 
@@ -39,6 +59,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             folder / build / "torch", build, cuda, f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
         )
         write_page(next((folder / build / "torch").glob("*.whl")))
+    build_engine(ROOT, folder / "engine/runengine")
     with serve(folder) as address:
         yield address
 
@@ -115,6 +136,16 @@ def test_a_project_is_set_up_and_trained(
     assert project.text(LOCKS[manager]) == locked
     printed = run("make", "data", "train", "evaluate", cwd=project.path, env=env).output
     assert float(re.findall(r"^test accuracy  (\S+)$", printed, re.MULTILINE)[0]) >= 0.97
+
+    take_engine_as_package(project.path)
+    with (project.path / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write(ENGINE_INDEX[manager].replace("INDEX", f"{index}/engine"))
+    run(TOOLS / manager, "lock", cwd=project.path, env={n: v for n, v in env.items() if n != "VIRTUAL_ENV"})
+    run("make", "setup", cwd=project.path, env=env)
+    run("make", "lock-fresh", cwd=project.path, env=env)
+    assert list((project.path / ".venv").glob("lib/*/site-packages/runengine-*.dist-info"))
+    assert re.search(r"= \d+ passed(, \d+ skipped)? in ", run("make", "test", cwd=project.path, env=env).output)
+    run("make", "train", "ARGS=experiment=smoke", cwd=project.path, env=env)
 
 
 def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:

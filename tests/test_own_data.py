@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import run, without
 from loopback import serve
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def write_settings(file: Path, settings: list[str]) -> None:
             text, count = re.subn(rf"^( *){re.escape(key)}: [^#\n]*", rf"\g<1>{setting} ", text, flags=re.MULTILINE)
             assert count == 1, setting
         else:
-            first = "      - src/my_project/download.py\n"
+            first = "      - src/my_project/prepare.py\n"
             assert text.count(first) == 1
             text = text.replace(first, f"      {setting}\n{first}")
     file.write_text(text, encoding="utf-8")
@@ -61,7 +61,7 @@ def write_settings(file: Path, settings: list[str]) -> None:
 
 def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str], tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "__pycache__"))
+    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns"))
     venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}", "PYTHONPATH": str(copy / "src")}
     page = (copy / "docs/bring-your-own-data.md").read_text(encoding="utf-8")
     conf = copy / "src/my_project/conf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from conftest import PROJECT, Answer, Bake, Project, run
+from conftest import PROJECT, Answer, Bake, Project, link_environment, run
 from test_ci import commands
 from test_terminal import session
 
@@ -32,17 +31,7 @@ def project(bake: Bake, demo: tuple[Path, str]) -> Path:
     settings = tomllib.loads((demo[0] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ml-template"]
     answers = {"env_manager": "venv", "cuda": "cpu", "python_version": settings["python"]}
     folder = bake(profile="team", ci="github", **answers).path
-    venv, installed = folder / ".venv", next((demo[0] / ".venv").glob("lib/*/site-packages"))
-    site = venv / installed.relative_to(demo[0] / ".venv")
-    site.mkdir(parents=True)
-    for name in ("bin", "pyvenv.cfg"):
-        (venv / name).symlink_to(demo[0] / ".venv" / name)
-    for part in installed.iterdir():
-        if part.suffix == ".pth" and str(demo[0]) in part.read_text(encoding="utf-8"):  # where the project itself is
-            (site / part.name).write_text(str(folder / "src"), encoding="utf-8")
-        else:
-            (site / part.name).symlink_to(part)
-    (venv / ".ready").write_text(hashlib.sha256((folder / "pyproject.toml").read_bytes()).hexdigest(), encoding="utf-8")
+    link_environment(demo[0], folder)
     return folder
 
 

@@ -40,7 +40,7 @@ def setup(bake: Bake, index: str) -> Setup:
             "import sys; sys.path.insert(0, 'scripts'); import setup_env as setup\n"
             f"setup.make_venv('{sys.version_info[0]}.{sys.version_info[1]}')\n"
             f"setup.install_torch({config}, 'torch>=2.13,<2.16')\n"
-            "status = setup.subprocess.call([setup.PYTHON, '-m', 'my_project.doctor', '--quick'])\n"
+            "status = setup.subprocess.call([setup.PYTHON, '-m', 'runengine', 'doctor', '--quick'])\n"
             "sys.exit(0 if status == 2 else status)\n"  # a stub cannot multiply: that could not be told
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}

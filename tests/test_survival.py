@@ -18,12 +18,13 @@ NUM_KILLS = 12
 NUM_STARTS = 200
 START_TOGETHER = """
 import multiprocessing, sys
-from my_project.config import compose
-from my_project.run import choose, occupied
+from runengine import compose
+from runengine.runs.open_run import open_run
+from runengine.runs.resolve import resolve_run
 
 def start(barrier):
     barrier.wait()
-    with occupied(*choose(cfg)):
+    with open_run(*resolve_run(cfg)):
         pass
 
 cfg = compose("train")

@@ -22,7 +22,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").iterdir())
 
 def project_files() -> list[Path]:
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", ".", cwd=PROJECT).output
-    return sorted(PROJECT / name for name in listed.split("\0") if name)
+    return sorted(file for name in listed.split("\0") if name and (file := PROJECT / name).is_file())
 
 
 def test_no_python_of_the_project_holds_jinja() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, commit, run
+from conftest import ROOT, commit, run, without
 
 sys.path.append(str(ROOT / "benchmarks"))
 from tracking import FAULTS, free_port, suffer
@@ -41,11 +41,11 @@ def test_a_full_disk_under_the_database_does_not_stop_a_training(project: Path, 
         pytest.skip("this system cannot give a process a disk of its own (unshare -rm, mount -t tmpfs)")
     script = (
         f"mount -t tmpfs -o size=3m none {disk}\n"
-        f"{python} -c 'from my_project.store import mlflow_client as m; m(\"sqlite:///{disk}/mlflow.db\")'\n"
+        f"{python} -c 'from runengine.tracking.mlflow_client import mlflow_client as m; m(\"sqlite:///{disk}/mlflow.db\")'\n"
         f"cat /dev/zero > {disk}/fill 2>/dev/null || true\n"
         f"{python} -m my_project.train trainer.max_epochs=3 run_dir={tmp_path}/run\n"
         f"rm {disk}/fill\n"
-        f"{python} -m my_project.sync {tmp_path}/run\n"
+        f"{python} -m runengine sync {tmp_path}/run\n"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{disk}/mlflow.db"}
     printed = run(*unshare, script, cwd=project, env=environment).output
@@ -59,7 +59,7 @@ def served(project: Path, folder: Path, env: dict[str, str]) -> Iterator[str]:
     """The address of `make serve` after `make promote`."""
     trained = folder.relative_to(project)
     promoted = run("make", "--no-print-directory", "promote", f"RUN={trained}", cwd=project, env=env).output
-    assert re.search(rf"^models:/my_project@champion is now version \d+, of {trained}$", promoted, re.MULTILINE)
+    assert re.search(rf"^models:/my_project-digits@champion is now version \d+, of {trained}$", promoted, re.MULTILINE)
     port = free_port()
     command = ["make", "serve", f"PORT={port}"]
     process = subprocess.Popen(command, cwd=project, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
@@ -71,7 +71,7 @@ def served(project: Path, folder: Path, env: dict[str, str]) -> Iterator[str]:
 
 
 def test_the_promoted_model_answers_requests(project: Path, python: Path, env: dict[str, str], served: str) -> None:
-    images = "import json, numpy; print(json.dumps(numpy.load('data/processed/test.npz')['images'][:20].tolist()))"
+    images = "import json, numpy; print(json.dumps(numpy.load('data/processed/test_images.npy')[:20].tolist()))"
     body = json.dumps({"inputs": json.loads(run(python, "-c", images, cwd=project).output)}).encode()
     request = urllib.request.Request(f"{served}/invocations", body, {"Content-Type": "application/json"})
     for _ in range(240):
@@ -83,7 +83,7 @@ def test_the_promoted_model_answers_requests(project: Path, python: Path, env: d
             time.sleep(0.25)
     answers = [row.index(max(row)) for row in probabilities]
     assert [round(sum(row), 3) for row in probabilities] == [1.0] * 20
-    champion = ("data/processed/test.npz", "--model", "models:/my_project@champion")
+    champion = ("data/processed/test_images.npy", "--model", "models:/my_project-digits@champion")
     table = run(python, "-m", "my_project.predict", *champion, cwd=project, env=env).output.splitlines()[1:21]
     assert [int(line.split(",")[2]) for line in table] == answers
 
@@ -92,7 +92,7 @@ def test_the_promoted_model_answers_requests(project: Path, python: Path, env: d
 def repository(demo: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project in Git, with one run of that commit; its environment is the one of `make demo`."""
     copy = tmp_path_factory.mktemp("rerun") / "my-project"
-    shutil.copytree(demo[0], copy, ignore=shutil.ignore_patterns(".venv", "runs", "mlruns", "mlflow.db*", "cache"))
+    shutil.copytree(demo[0], copy, ignore=without(".venv", "runs", "mlruns", "mlflow.db*", "cache"))
     commit(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
     python = demo[0] / ".venv/bin/python"
@@ -103,7 +103,7 @@ def repository(demo: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
 def rerun(repository: Path, python: Path, *more: str, expect: int) -> str:
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
     (record,) = repository.glob("runs/digits/*/mlflow_run_id")
-    command = ("my_project.rerun", record.read_text().strip(), *more)
+    command = ("runengine", "rerun", record.read_text().strip(), *more)
     return run(python, "-m", *command, cwd=repository, env=environment, expect=expect).output
 
 

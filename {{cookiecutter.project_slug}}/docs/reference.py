@@ -14,16 +14,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from ml_project import doctor
-from ml_project.config import CONF, LIMITS, OPTIONAL
+import runengine
+from runengine.machine import check_devices, check_setup, check_system, doctor
+from runengine.machine.checks import size
+from runengine.settings import project
+from runengine.settings.config import LIMITS, OPTIONAL
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-PACKAGE = CONF.parent
+PACKAGE = project.current().folder
+ENGINE = project.ENGINE_FOLDER
+OF_TESTS = {"assert_resumes_exactly": "testing"}  # what of the engine only tests import
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "seq": "a list"}
 DIRECTIVE = "{py:%s}"
 UNKNOWN = "\u2026"  # what only the machine can tell
+CHECKS = (check_devices, check_setup, check_system)  # the modules that look
+CONSTANTS = {name: value for module in CHECKS for name, value in vars(module).items() if name.isupper()}
 Functions = dict[str, ast.FunctionDef]
 
 
@@ -46,31 +53,49 @@ class Option(NamedTuple):
 
 
 def settings() -> str:
-    """Every setting of `train` and `prepare`, with its default, its range, and the comment beside it."""
+    """Every setting of every script, with its default, its range, and the comment next to it."""
     parts = []
-    for program, others in (("train", "of the run itself"), ("prepare", "of the split")):
-        option = read_option(CONF / f"{program}.yaml", "")
-        parts += [f"## {program}: settings {others}", *table(option.settings)]
-        for group, (default, comment) in groups(CONF / f"{program}.yaml").items():
-            parts += [f"## {program}: {group}", sentence(comment), f"Default: `{group}={default}`."]
-            for file in sorted((CONF / group).glob("*.yaml")):
-                option = read_option(file, f"{group}.")
+    for file in sorted(project.current().conf.glob("*.yaml"), key=lambda file: (file.stem != "train", file.stem)):
+        script = file.stem
+        parts += [f"## {script}: settings outside of groups", *table(own_settings(file))]
+        for group, (default, comment) in groups(file).items():
+            parts += [f"## {script}: {group}", sentence(comment), f"Default: `{group}={default}`."]
+            for name, choice in runengine.choices(group).items():
+                option = read_option(choice, f"{group}.")
                 base = f"As `{group}={option.base}`, but:" if option.base else ""
                 target = f"Builds `{option.target}`." if option.target else ""
-                parts += [f"### {group}={file.stem}", *option.about, target, base, *table(option.settings)]
+                parts += [f"### {group}={name}", *option.about, target, base, *table(option.settings)]
     return "\n\n".join(part for part in parts if part)
 
 
-def groups(file: Path) -> dict[str, tuple[str, str]]:
-    """The groups that a program chooses from: the default, and the comment beside it."""
-    text = file.read_text(encoding="utf-8")
-    lists = [value for key, value in yaml.compose(text).value if key.value == "defaults"]
-    found = {}
-    for item in lists[0].value:
-        for key, value in item.value if isinstance(item, yaml.MappingNode) else ():
-            if (CONF / key.value).is_dir():
-                found[key.value] = value.value, beside(text.splitlines(), value)
+def own_settings(file: Path) -> list[Setting]:
+    """Of a script: those of the files it starts from, such as the engine's `runengine`, then those it sets itself."""
+    rows = {}
+    for name in defaults(file):
+        if isinstance(name, yaml.ScalarNode) and (base := runengine.choices("").get(name.value)):
+            rows.update({row.key: row for row in read_option(base, "").settings})
+    for row in read_option(file, "").settings:
+        comment = row.comment or (rows[row.key].comment if row.key in rows else "")
+        rows[row.key] = row._replace(comment=comment)
+    return list(rows.values())
+
+
+def defaults(file: Path) -> list[yaml.Node]:
+    """The entries of its list of defaults."""
+    root = yaml.compose(file.read_text(encoding="utf-8"))
+    found: list[yaml.Node] = next((value.value for key, value in root.value if key.value == "defaults"), [])
     return found
+
+
+def groups(file: Path) -> dict[str, tuple[str, str]]:
+    """The groups that a script chooses from: the default, and the comment next to it."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {
+        key.value: (value.value, beside(lines, value))
+        for item in defaults(file)
+        for key, value in (item.value if isinstance(item, yaml.MappingNode) else ())
+        if runengine.choices(key.value)
+    }
 
 
 def read_option(file: Path, prefix: str) -> Option:
@@ -124,7 +149,7 @@ def above(lines: list[str], key: yaml.Node, num_about: int) -> list[str]:
 
 
 def beside(lines: list[str], node: yaml.Node) -> str:
-    """The comment that ends the line of a name or of a value on one line."""
+    """The comment at the end of the line of a name or of a value on one line."""
     if node.start_mark.line != node.end_mark.line:
         return ""
     found = re.match(r":?\s+#\s*(.*)", lines[node.end_mark.line][node.end_mark.column :])
@@ -176,8 +201,8 @@ def escaped(text: str) -> str:
 
 def checks() -> str:
     """What the doctor may say, check by check: its own sentences, with \u2026 for what the machine fills in."""
-    tree = ast.parse(Path(doctor.__file__).read_text(encoding="utf-8"))
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    trees = [parsed(Path(str(module.__file__))) for module in CHECKS]
+    functions = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
     parts = []
     for check in doctor.CHECKS:
         parts.append(f"## {check.name}")
@@ -185,7 +210,7 @@ def checks() -> str:
             parts.append(
                 f"**{escaped(found)}**" if found.strip(f"{UNKNOWN}: ") else "*It says this in the machine's own words.*"
             )
-            parts.append(f"{sentence(why)}{' One of these mends it:' if len(fixes) > 1 else ''}")
+            parts.append(f"{sentence(why)}{' One of these fixes it:' if len(fixes) > 1 else ''}")
             for fix in fixes:
                 lines = fix.splitlines()
                 parts += [ended(line[2:]) for line in lines if line.startswith("# ")]
@@ -214,7 +239,7 @@ def sentences(function: ast.FunctionDef, functions: Functions) -> Iterator[tuple
 
 
 def alternatives(node: ast.expr, known: dict[str, ast.expr]) -> list[str]:
-    """What mends it, one way or the other."""
+    """What fixes it, one way or the other."""
     if isinstance(node, ast.Name) and node.id in known:
         node = known[node.id]
     if isinstance(node, ast.IfExp):
@@ -240,24 +265,34 @@ def words(node: ast.expr, known: dict[str, ast.expr]) -> str:
         return words(known[node.id], rest)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "size":
         number = words(node.args[0], known)
-        return doctor.size(float(number)) if number.isdigit() else UNKNOWN
-    if isinstance(node, ast.Name) and isinstance(constant := getattr(doctor, node.id, None), str | int | float):
+        return size(float(number)) if number.isdigit() else UNKNOWN
+    if isinstance(node, ast.Name) and isinstance(constant := CONSTANTS.get(node.id), str | int | float):
         return str(constant)
     return UNKNOWN
 
 
 def modules() -> str:
-    """Every module with its docstring, and what it offers: signatures carry the shapes, docstrings the units."""
+    """Your modules and what they offer, then what the engine does: signatures carry shapes, docstrings carry units."""
     parts = []
     for file in sorted(PACKAGE.glob("[!_]*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parsed(file)
         parts += [f"## {file.stem}", block(":::", "module", f"{PACKAGE.name}.{file.stem}", []), markdown(tree)]
         parts += [described(node, 0) for node in tree.body]
+    parts += [f"## {ENGINE.name}", block(":::", "module", ENGINE.name, []), markdown(parsed(ENGINE / "__init__.py"))]
+    for name, module in {**runengine.HOMES, **OF_TESTS}.items():
+        if module in OF_TESTS.values():
+            parts += [f"## {ENGINE.name}.{module}", block(":::", "module", f"{ENGINE.name}.{module}", [])]
+        body = parsed(ENGINE / f"{module.replace('.', '/')}.py").body
+        parts += [described(node, 0) for node in body if getattr(node, "name", "") == name]
     return "\n\n".join(part for part in parts if part)
 
 
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def described(node: ast.stmt, depth: int) -> str:
-    """A function or class with a docstring as a directive; empty for what is private or has none."""
+    """A function or class with a docstring as a directive; nothing for what is private or has none."""
     if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_") or not ast.get_docstring(node):
         return ""
     fence = ":" * (5 - depth)
@@ -266,6 +301,8 @@ def described(node: ast.stmt, depth: int) -> str:
         inner = [markdown(node), *(described(each, depth + 1) for each in node.body)]
         return block(fence, "class", node.name + (f"({arguments(inits[0])})" if inits else ""), inner)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    if any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list):
+        return block(fence, "property", node.name, [markdown(node)])
     kind = "method" if depth else "function"
     return block(fence, kind, f"{node.name}({arguments(node)}){returns}", [markdown(node)])
 
@@ -302,12 +339,13 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def fill(app: Sphinx, page: str, content: list[str]) -> None:
-    """Put the parts into the page that asks for them; a change of the code builds it anew."""
+    """Put the parts into the page that asks for them; a change of the code builds it again."""
     for mark, make in PARTS.items():
         if mark in content[0]:
             content[0] = content[0].replace(mark, make())
-            for file in (file for suffix in ("py", "yaml") for file in PACKAGE.rglob(f"*.{suffix}")):
-                app.env.note_dependency(str(file), docname=page)
+            for file in (*PACKAGE.rglob("*.*"), *ENGINE.rglob("*.*")):
+                if file.suffix in (".py", ".yaml"):
+                    app.env.note_dependency(str(file), docname=page)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,66 +1,54 @@
-"""Every test works in a folder of its own, with data prepared once and tracking in that folder."""
+"""What the tests share: the data of `conf/prepare.yaml`, split once into a folder of their own; a short training."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-from ml_project.config import compose
+import runengine
+
+from ml_project.data import ImageData
 from ml_project.prepare import prepare
-from ml_project.run import Run
-from ml_project.store import mlflow_client
-from ml_project.train import train
+from ml_project.train import build_data
+
+BATCHES = 4  # of an epoch
 
 torch.set_num_threads(1)  # the models are small: more threads would only wait for each other
+
+
+def prepare_as_configured(folder: Path, split_seed: int = 0) -> dict[str, Any]:
+    """The content of split.json."""
+    cfg = runengine.compose("prepare")
+    fractions = {"val_fraction": cfg.val_fraction, "test_fraction": cfg.test_fraction}
+    return prepare(folder, instantiate(cfg.source, _partial_=True), split_seed=split_seed, **fractions)
 
 
 @pytest.fixture(scope="session")
 def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "processed"
-    cfg = compose("prepare")
-    source = instantiate(cfg.source, _partial_=True)
-    prepare(folder, source, split_seed=0, val_fraction=cfg.val_fraction, test_fraction=cfg.test_fraction)
+    prepare_as_configured(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of MLflow: to make its tables takes seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow_client(f"sqlite:///{file.as_posix()}")
-    return file
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, processed: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder of the test, with `data/processed` and `mlflow.db` in it."""
-    shutil.copytree(processed, tmp_path / "data/processed")
-    shutil.copy(database, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.as_posix()}/mlflow.db")
-    return tmp_path
+def short(processed: Path) -> list[str]:
+    """Settings of a training of seconds: on the CPU, some batches of the prepared data, recorded nowhere else."""
+    cfg = runengine.compose("train", data := [f"data.folder={processed.as_posix()}"])
+    batch_size = max(1, min(cfg.data.batch_size, len(build_data(cfg).split("train")) // BATCHES))
+    small = f"data.batch_size={batch_size}"
+    return [*data, small, "trainer=cpu", "tracking=off", f"trainer.limit_train_batches={BATCHES}"]
 
 
 @pytest.fixture
-def run_training(processed: Path) -> Callable[..., Run]:
-    """Trains on the CPU, four batches an epoch, without tracking unless `tracking=mlflow` is given."""
-    num_images = json.loads((processed / "split.json").read_text())["rows"]["train"]
-    small = [f"data.batch_size={num_images // 8 * 2}"] if num_images < 4 * compose("train").data.batch_size else []
-
-    def run(*overrides: str) -> Run:
-        typed = ["trainer=cpu", "tracking=off", "trainer.limit_train_batches=4", *small, *overrides]
-        return train(compose("train", typed), overrides)
-
-    return run
+def cfg(short: list[str]) -> DictConfig:
+    return runengine.compose("train", short)
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    """The weights in the last checkpoint."""
-    state: dict[str, torch.Tensor] = torch.load(run.last, weights_only=True)["state_dict"]
-    return state
+@pytest.fixture
+def data(cfg: DictConfig) -> ImageData:
+    return build_data(cfg)

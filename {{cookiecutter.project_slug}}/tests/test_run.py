@@ -1,246 +1,49 @@
-"""A run from start to end: reproducible, continuable, recorded, and clear about what is wrong."""
+"""From the training to the answers: the scripts work together, and a stopped training loses nothing."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
-from conftest import weights
-from mlflow import MlflowClient
-from PIL import Image
 
-from ml_project import snapshot
-from ml_project.errors import UserError, explain
+import runengine
+from runengine.testing import assert_resumes_exactly
+
+from ml_project import predict
 from ml_project.evaluate import evaluate
-from ml_project.predict import load, predict
-from ml_project.run import Run, find, load_config
-
-Train = Callable[..., Run]
+from ml_project.prepare import files_of
+from ml_project.train import train
 
 
-def test_same_seed_same_weights(run_training: Train) -> None:
-    first, second = (weights(run_training("trainer.max_epochs=2", "seed=3")) for _ in range(2))
-    other = weights(run_training("trainer.max_epochs=2", "seed=4"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
+@pytest.fixture(scope="module")
+def run(short: list[str], tmp_path_factory: pytest.TempPathFactory) -> runengine.Run:
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    overrides = [*short, "trainer.max_epochs=1", f"run_dir={folder.as_posix()}"]
+    return train.start(runengine.compose("train", overrides), overrides)
 
 
-def test_a_continued_run_equals_a_straight_run(run_training: Train) -> None:
-    straight = run_training("trainer.max_epochs=4")
-    stopped = run_training("trainer.max_epochs=2")
-    continued = run_training(f"run_dir={stopped.folder}", "trainer.max_epochs=4")
-    assert continued == stopped
-    one, other = weights(straight), weights(continued)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    for name in ("history.csv", "metrics.json"):
-        assert (straight.folder / name).read_text() == (continued.folder / name).read_text()
+@pytest.fixture(scope="module")
+def metrics(run: runengine.Run) -> dict[str, float]:
+    return evaluate(run)
 
 
-def test_a_run_is_continued_with_its_own_settings(run_training: Train) -> None:
-    stopped = run_training("trainer.max_epochs=1", "model=mlp", "optim.lr=0.01")
-    continued = run_training(f"run_dir={stopped.folder}", "trainer.max_epochs=2")
-    cfg = load_config(continued)
-    assert (cfg.model._target_.split(".")[-1], cfg.optim.lr, cfg.trainer.max_epochs) == ("MLP", 0.01, 2)
+def test_one_epoch_trains_and_evaluates(run: runengine.Run, metrics: dict[str, float]) -> None:
+    assert run.finished()
+    assert run.best.is_file()
+    assert metrics
+    assert all(name.startswith("test/") and math.isfinite(value) for name, value in metrics.items())
+    assert run.test_metrics.is_file()
 
 
-def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=2")
-    before = run.config.read_text()
-    with pytest.raises(UserError) as error:
-        run_training(f"run_dir={run.folder}", "optim.lr=0.5", "seed=7")
-    cfg = load_config(run)
-    changed = f"optim.lr ({cfg.optim.lr}, got 0.5), seed ({cfg.seed}, got 7)"
-    assert str(error.value) == (
-        f"{run.folder} was trained with other settings: {changed}. Leave them out to continue it as it was, leave "
-        "run_dir out to start a new run, or go on with the new ones by allow_changes=true."
-    )
-    with pytest.raises(UserError, match=r"was trained with other settings: model\.\w+ \("):
-        run_training(f"run_dir={run.folder}", "model=mlp" if "CNN" in cfg.model._target_ else "model=cnn")
-    with pytest.raises(UserError, match=r"was trained with other settings: trainer.max_epochs \(2, got 1\)"):
-        run_training(f"run_dir={run.folder}", "trainer.max_epochs=1")
-    assert run.config.read_text() == before
+def test_predict_agrees_with_evaluate(run: runengine.Run, metrics: dict[str, float], processed: Path) -> None:
+    model = predict.load(str(run.folder))
+    answers = list(predict.predict(model, [files_of(processed, "test")[0]]))
+    evaluated = pd.read_csv(run.folder / "test_predictions.csv")
+    assert [answer.label for answer in answers] == evaluated["predicted"].tolist()
+    assert [answer.probability for answer in answers] == pytest.approx(evaluated["probability"].tolist(), rel=1e-4)
 
 
-def test_a_continued_run_takes_other_settings_when_told_so(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1")
-    run_training(f"run_dir={run.folder}", "optim.lr=0.5", "trainer.max_epochs=2", "allow_changes=true")
-    assert load_config(run).optim.lr == 0.5
-    assert torch.load(run.last, weights_only=True)["epoch"] == 1
-
-
-def test_a_run_folder_holds_what_it_promises(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=2", "tracking=mlflow")
-    assert re.fullmatch(r"runs/[\w.-]+/\d{8}-\d{6}\.\d{6}-[0-9a-f]{6}", run.folder.as_posix())
-    names = {file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*") if file.is_file()}
-    assert {re.sub(r"events.*", "events", name) for name in names} - {"uncommitted.diff"} == {
-        ".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/made_of.json", "config.yaml",
-        "data.json", "environment.json", "history.csv", "learning_curve.png", "metrics.json", "metrics.jsonl",
-        "mlflow_run_id", "mlflow_sent.json", "model/MLmodel", "model/conda.yaml", "model/data/model.pt2",
-        "model/input_example.json", "model/python_env.yaml", "model/requirements.txt",
-        "model/serving_input_example.json", "starts.jsonl", "tensorboard/events", "train.log",
-    }  # fmt: skip
-    assert "epoch 2 of 2" in (run.folder / "train.log").read_text()
-
-
-def test_mlflow_has_settings_metrics_and_files_and_one_run_after_continuing(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
-    run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
-    evaluate(run)
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(load_config(run).experiment_name)
-    assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id])
-    assert record.info.status == "FINISHED"
-    assert record.info.run_id == run.mlflow_run_id.read_text().strip()
-    assert record.data.params["optim.lr"] == str(load_config(run).optim.lr)
-    assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= record.data.metrics.keys()
-    assert len(client.get_metric_history(record.info.run_id, "val/loss")) == 2
-    artifacts = {file.path for file in client.list_artifacts(record.info.run_id)}
-    assert {
-        "checkpoints",
-        "config.yaml",
-        "learning_curve.png",
-        "confusion_matrix.png",
-        "worst_mistakes.png",
-    } <= artifacts
-
-
-def test_evaluate_and_predict_agree(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
-    metrics = evaluate(run)
-    answers = [answer.label for answer in predict(load(str(run.folder)), [Path("data/processed/test.npz")])]
-    table = (run.folder / "test_predictions.csv").read_text().split()[1:]
-    assert answers == [int(line.split(",")[1]) for line in table]
-    right = sum(line.split(",")[0] == line.split(",")[1] for line in table) / len(table)
-    assert metrics["test/accuracy"] == pytest.approx(right)
-    assert json.loads((run.folder / "test_metrics.json").read_text()) == metrics
-
-
-def test_predict_takes_pictures(run_training: Train, tmp_path: Path) -> None:
-    run = run_training("trainer.max_epochs=1")
-    Image.new("RGB", (30, 40), "white").save(tmp_path / "picture.png")
-    (answer,) = predict(load(str(run.best)), [tmp_path / "picture.png"])
-    assert answer.index == 0
-    assert 0 <= answer.label < load_config(run).data.num_classes
-    assert 0 < answer.probability <= 1
-
-
-@pytest.mark.parametrize(("content", "sentence"), [
-    (None, "x.png does not exist. Give image files, folders of them, .csv, .npy or .npz."),
-    ("text", "x.png is neither an image nor an array `images`. Give image files, .npy or .npz."),
-])  # fmt: skip
-def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | None, sentence: str) -> None:
-    run = run_training("trainer.max_epochs=1")
-    if content is not None:
-        Path("x.png").write_text(content)
-    with pytest.raises(UserError) as error:
-        list(predict(load(str(run.folder)), [Path("x.png")]))
-    assert str(error.value) == sentence
-
-
-def test_the_newest_run_is_found(run_training: Train) -> None:
-    with pytest.raises(UserError, match=r"there is no trained run in .*runs. Run: make train"):
-        find(None)
-    run_training("trainer.max_epochs=1")
-    newest = run_training("trainer.max_epochs=1", "experiment_name=other")
-    assert find(None) == newest
-
-
-def test_a_checkpoint_of_another_model_is_refused(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1", "model=mlp", "model.hidden=16")
-    run.config.write_text(run.config.read_text().replace("hidden: 16", "hidden: 8"))
-    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
-        evaluate(run)
-    with pytest.raises(UserError, match=r"last.ckpt is of another model: \d+ layers differ: model\.\S+ \(\("):
-        run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
-
-
-def test_a_damaged_checkpoint_is_refused(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1")
-    run.best.write_bytes(run.best.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best.ckpt is damaged: it cannot be read as a checkpoint."):
-        evaluate(run)
-
-
-def test_a_folder_that_is_no_run_is_left_alone(run_training: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^data is not the folder of a run: it has no config.yaml."):
-        run_training("run_dir=data")
-    assert [file.name for file in (tmp_path / "data").iterdir()] == ["processed"]
-
-
-def test_a_run_that_cannot_start_leaves_no_folder(run_training: Train) -> None:
-    Path("data/processed/train.npz").unlink()
-    with pytest.raises(UserError, match=r"Run: make data"):
-        run_training()
-    assert not Path("runs").exists()
-
-
-def test_more_devices_than_there_are_get_one_sentence(run_training: Train) -> None:
-    cores = os.cpu_count() or 1
-    with pytest.raises(UserError) as error:
-        run_training("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096", "data.batch_size=4096")
-    assert str(error.value) == f"trainer.devices is 4096, but CPU cores here: {cores}. Try trainer.devices={cores}."
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        with pytest.raises(UserError, match=r"^trainer.devices is 1, but GPUs that PyTorch can use here: 0. Try trai"):
-            run_training("trainer=gpu")
-    assert not Path("runs").exists()
-
-
-def test_passwords_of_the_tracking_server_are_written_nowhere(
-    run_training: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.as_posix()}/secret.db")
-    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
-    texts = [file.read_text() for name in ("*.yaml", "*.log", "*.json") for file in run.folder.rglob(name)]
-    assert len(texts) >= 4
-    assert not [text for text in texts if "secret.db" in text]
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    assert "secret.db" not in str(client.get_run(run.mlflow_run_id.read_text().strip()).data.params)
-
-
-def test_a_folder_that_cannot_be_written_gets_one_sentence(run_training: Train) -> None:
-    Path("file").touch()
-    with pytest.raises(OSError, match="Not a directory") as error:
-        run_training("run_dir=file/run")
-    sentence = explain(error.value)
-    assert sentence is not None
-    assert "a part of this path is a file, not a folder. Choose another folder, then start again." in sentence
-
-
-def test_the_version_of_the_data_is_that_of_dvc_if_its_lock_describes_them() -> None:
-    folder = Path("two")
-    folder.mkdir()
-    assert snapshot.data_version(folder) == {}
-    (folder / "split.json").write_text("{}")
-    (folder / "a").write_text("a")
-    of_split = {"data_split_sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
-    assert snapshot.data_version(folder) == of_split
-    md5 = "b8fcfc43abfe401466304caaa97c795c.dir"  # DVC's own
-    Path("dvc.lock").write_text("stages: {prepare: {outs: [{path: two, md5: " + md5 + "}]} }")
-    assert snapshot.data_version(folder) == {"data_dvc_md5": md5}
-    (folder / "a").write_text("changed")
-    assert snapshot.data_version(folder) == of_split
-    Path("dvc.lock").write_text("<<<<<<< HEAD")
-    assert snapshot.data_version(folder) == of_split
-
-
-def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "git_state", lambda: {"git_commit": "abc", "git_dirty": True})
-    monkeypatch.setattr(snapshot, "_git", lambda *arguments: "what was edited")
-    snapshot.copy_code(tmp_path / "code")
-    program = (
-        "from pathlib import Path\nfrom ml_project import snapshot\n"
-        "snapshot.write_diff(Path('.'))\nprint(snapshot.__file__, snapshot.git_state())"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.startswith(str(tmp_path / "code"))
-    assert "'git_commit': 'abc'" in done.stdout
-    assert Path("uncommitted.diff").read_text() == "what was edited"
+def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
+    assert_resumes_exactly(train, short)

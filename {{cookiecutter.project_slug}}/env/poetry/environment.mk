@@ -30,7 +30,7 @@ setup: ## make the environment and check the PyTorch build
 	@test -f poetry.lock || $(POETRY) lock
 	$(POETRY) install $(addprefix --extras ,$(EXTRAS)) $(if $(LOCKED),--compile)
 	@rm -f $(UNFINISHED)
-	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
+	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 

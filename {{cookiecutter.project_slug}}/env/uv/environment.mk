@@ -20,7 +20,7 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(READY)
 	$(UV) sync --python "$(BASE_PYTHON)" $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
 	@rm -f $(UNFINISHED)
-	@$(BIN)/python -m ml_project.doctor --quick || test $$? -eq 2 # 2: something could not be told
+	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something could not be told
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 

@@ -52,7 +52,9 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
         wrong = torch.nonzero(labels_N != predicted_N).flatten()
         worst = wrong[probability_N[wrong].argsort(descending=True)][:WORST].tolist()
         images_NCHW = as_float(data.split("test").__getitems__(worst)[0])
-        titles = [f"{classes[labels_N[n]]}, taken for {classes[predicted_N[n]]} ({probability_N[n]:.0%})" for n in worst]
+        titles = [
+            f"{classes[labels_N[n]]}, taken for {classes[predicted_N[n]]} ({probability_N[n]:.0%})" for n in worst
+        ]
         run.save_figure("worst_mistakes.png", worst_mistakes(images_NCHW.numpy(), titles))
     if not run.model.is_dir():
         export(run)

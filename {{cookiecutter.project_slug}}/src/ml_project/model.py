@@ -20,11 +20,12 @@ class CNN(nn.Module):
         dropout: share of the last features that is dropped in training.
 
     Raises:
-        ValueError: the images are too small.
+        ValueError: the images are too small, or a setting is out of its range.
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: int, channels: int, dropout: float) -> None:
         super().__init__()
+        _check(dropout, channels=channels)
         in_channels, height, width = image_shape
         if min(height, width) < 4:
             raise ValueError(f"CNN needs images of at least 4 x 4 pixels, got {height} x {width}. Try model=mlp.")
@@ -55,10 +56,14 @@ class MLP(nn.Module):
         num_classes: K.
         hidden: width of each hidden layer.
         dropout: share of each hidden layer that is dropped in training.
+
+    Raises:
+        ValueError: a setting is out of its range.
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
+        _check(dropout, hidden=hidden)
         in_channels, height, width = image_shape
         self.layers = nn.Sequential(
             nn.Flatten(),
@@ -75,6 +80,14 @@ class MLP(nn.Module):
         """Logits, float32, B K."""
         logits_BK: Tensor = self.layers(images_BCHW)
         return logits_BK
+
+
+def _check(dropout: float, **widths: int) -> None:
+    for name, width in widths.items():
+        if width < 1:
+            raise ValueError(f"{name} must be >= 1, got {width}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be >= 0 and < 1, got {dropout}.")
 
 
 def _convolution(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -4,8 +4,9 @@
     python -m ml_project.prepare source=fashion_mnist       # other data, beside these: conf/source/
 
 Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32), `<split>_labels.npy` (int64, N) and
-`<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the classes in the order of their
-labels, the shape of the images, what a table was standardised with, and the SHA-256 of each file.
+`<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the
+classes in the order of their labels, the shape of the images, what a table was standardised with, and the SHA-256 of
+each file.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .runs.run import Run as Run
     from .runs.run import find as find
     from .runs.run import load_config as load_config
+    from .runs.weights import Trained as Trained
+    from .runs.weights import load as load
+    from .runs.weights import load_weights as load_weights
     from .settings.config import compose as compose
     from .settings.errors import UserError as UserError
     from .settings.errors import friendly_errors as friendly_errors
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
     from .tracking.registry import load_model as load_model
     from .tracking.results import save_test_metrics as save_test_metrics
     from .training.options import evaluation_trainer as evaluation_trainer
-    from .runs.weights import Trained as Trained
-    from .runs.weights import load as load
-    from .runs.weights import load_weights as load_weights
     from .training_run import TrainingRun as TrainingRun
 
 HOMES = {
@@ -42,7 +42,8 @@ HOMES = {
     "compose": "settings.config", "choices": "settings.project",
     "UserError": "settings.errors", "friendly_errors": "settings.errors",
     "atomic_file": "settings.files", "atomic_write": "settings.files", "sha256": "settings.files",
-    "StoredArray": "data.arrays", "download": "data.download", "loader": "data.loader", "suggested_workers": "data.loader",
+    "StoredArray": "data.arrays", "download": "data.download",
+    "loader": "data.loader", "suggested_workers": "data.loader",
     "save_model": "tracking.export", "load_model": "tracking.registry", "save_test_metrics": "tracking.results",
     "evaluation_trainer": "training.options",
     "Trained": "runs.weights", "load": "runs.weights", "load_weights": "runs.weights",
@@ -53,4 +54,8 @@ def __getattr__(name: str) -> Any:
     """Each from its module when it is used first: to import all of them takes seconds."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
+    try:
+        return getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
+    except ImportError:
+        importlib.import_module(".manifest", __name__).exit_if_incomplete()
+        raise

@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib
 import sys
 
-from .settings.errors import friendly_errors
-
 COMMANDS = {  # module, and what it is for
     "bench": ("machine.bench", "what this machine reaches, next to what it could"),
     "card": ("model_card", "write a run's model card and data sheet"),
     "doctor": ("machine.doctor", "is this machine able to train?"),
+    "engine": ("manifest", "is the engine as it was released?"),
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),
     "serve": ("tracking.registry", "answer requests with the promoted model"),
     "settings": ("settings.config", "write the settings that decide a result, for dvc.yaml"),
     "store": ("tracking.mlflow_client", "make the tables of MLflow's database"),
     "sync": ("tracking.sync", "send to MLflow what it could not take when the runs were on"),
+    "upgrade": ("upgrade", "replace the engine by another version"),
 }
 SUBCOMMANDS = {"promote", "serve"}  # of one module
+OF_THE_ENGINE = {"engine", "upgrade"}  # they work where files of the engine are missing, and whichever was imported
 
 
 def main() -> None:
@@ -32,8 +33,21 @@ def main() -> None:
         sys.exit(out is sys.stderr)
     if name not in SUBCOMMANDS:
         del sys.argv[1]
-    with friendly_errors():
-        importlib.import_module(f".{COMMANDS[name][0]}", __package__).main()
+    try:
+        if name in OF_THE_ENGINE:
+            importlib.import_module(f".{COMMANDS[name][0]}", __package__).main()
+            return
+        from .settings import project
+        from .settings.errors import friendly_errors
+
+        with friendly_errors():
+            project.check_imports()
+            importlib.import_module(f".{COMMANDS[name][0]}", __package__).main()
+    except ImportError:
+        from .manifest import exit_if_incomplete
+
+        exit_if_incomplete()
+        raise
 
 
 if __name__ == "__main__":

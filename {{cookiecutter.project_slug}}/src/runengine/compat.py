@@ -2,16 +2,20 @@
 
 | what | seen in | what breaks without it |
 |---|---|---|
-| `trainer.fit_loop.epoch_progress`, `.epoch_loop.batch_progress` | Lightning 2.6.6 | resuming in the middle of an epoch |
-| `trainer.fit_loop.epoch_loop._results` | Lightning 2.6.6 | means of `self.log` over an epoch that was interrupted |
-| `trainer._logger_connector.metrics` | Lightning 2.6.6 | epochs without validation get the values of an earlier one |
+| `fit_loop.epoch_progress`, `.epoch_loop.batch_progress` | Lightning 2.6.6 | resuming in the middle of an epoch |
+| `fit_loop.epoch_loop._results` | Lightning 2.6.6 | means of `self.log` over an epoch that was interrupted |
+| `trainer._results`, `._get_cache`, `._forked_name` | Lightning 2.6.6 | epochs without validation get the values of an earlier one |
 | `hydra._internal.core_plugins.basic_sweeper` | Hydra 1.3.8 | the combinations of a sweep |
 | `trial._trial_id` | Optuna 5.0 | reports of a trial that is resumed |
+| `_basic_subprocess_cmd`, `_hydra_subprocess_cmd` | Lightning 2.6.6 | several devices in a sweep or a notebook |
+| `SlurmInfoWatcher._make_command`, `._registered`, `._finished` | submitit 1.5.4 | sweeps on clusters without sacct |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,9 +31,20 @@ def progress(trainer: pl.Trainer) -> tuple[int, int]:
 
 
 def stage_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """What has been logged for callbacks in the present stage, training or validation, and in no earlier one."""
-    metrics: Any = trainer._logger_connector.metrics["callback"]
-    return {name: float(value) for name, value in sorted(metrics.items())}
+    """What has been logged for callbacks in the present stage, training or validation, and in no earlier one.
+
+    Of all loaders of a validation, not of the last one alone; and what is logged in single steps of a training, as
+    `self.log` does by default there, with the value of the last step.
+    """
+    results: Any = trainer._results
+    metrics: dict[str, float] = {}
+    for result in results.values():
+        if result.has_reset or not (result.meta.on_epoch or results.training):
+            continue
+        value = results._get_cache(result, on_step=not result.meta.on_epoch)
+        if value is not None:
+            metrics |= dict.fromkeys(results._forked_name(result, on_step=not result.meta.on_epoch), float(value))
+    return dict(sorted(metrics.items()))
 
 
 def logged_sums(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
@@ -76,3 +91,40 @@ def open_trial(study: optuna.Study, number: int) -> tuple[optuna.trial.Trial, op
 
     known = study.get_trials(deepcopy=False)[number]
     return optuna.trial.Trial(study, known._trial_id), known
+
+
+@contextmanager
+def children_run(module: str, *arguments: str) -> Iterator[None]:
+    """Lightning starts the other processes of a run as `python -m <module> <arguments>`.
+
+    By itself it repeats the command of this process: a whole sweep, or a notebook.
+    """
+    from pytorch_lightning.strategies.launchers import subprocess_script as launcher
+
+    command = [sys.executable, "-m", module, *arguments]
+    ours = {"_basic_subprocess_cmd": lambda: command, "_hydra_subprocess_cmd": lambda local_rank: (command, None)}
+    before = {name: getattr(launcher, name) for name in ours}
+    vars(launcher).update(ours)
+    try:
+        yield
+    finally:
+        vars(launcher).update(before)
+
+
+def ask_for_jobs_by(command: Sequence[str], *, at_most_every_s: int) -> None:
+    """Let submitit ask for its jobs by this command, which prints the numbers of those that are not over.
+
+    By itself it asks sacct, which many clusters lack, and then waits for a cancelled job for ever.
+    """
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Queue(SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            return list(command) if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            """A job in the queue is not over, whatever its state: one that is requeued waits there again."""
+            listed = (string if isinstance(string, str) else string.decode()).split()
+            return {job: {"State": "PENDING" if job in listed else "gone"} for job in self._registered}
+
+    SlurmJob.watcher = Queue(delay_s=at_most_every_s)

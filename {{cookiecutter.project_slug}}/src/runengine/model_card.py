@@ -1,7 +1,7 @@
 """Write a model card and a data sheet from what a run has recorded.
 
-    python -m ml_project.card                     # of the newest run
-    python -m ml_project.card runs/digits/...     # of this one
+    python -m runengine card                     # of the newest run
+    python -m runengine card runs/digits/...     # of this one
 
 `model-card.md` and `data-sheet.md` go into the run's folder. What only a person can know is marked "Not stated."; an
 answer in its place is kept when the pages are written again.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import re
@@ -18,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from .settings.config import CONF, deciding, flatten
-from .settings.errors import one_sentence
-from .runs.run import Run, find, load_config, program, write_whole
-from .runs.provenance import read_data, same_data
+from .runs.provenance import data_folder, read_data, same_data
+from .runs.run import Run, find, load_config
+from .settings import project
+from .settings.config import deciding, flatten
+from .settings.files import atomic_write
 
 SUMMARY = "Write a model card and a data sheet from what a run has recorded."
 NOT_STATED = "Not stated."
@@ -33,6 +35,9 @@ QUESTIONS = {  # after Mitchell et al. 2019 and Gebru et al. 2021, in short
     MODEL_CARD: ("Intended use", "Uses to avoid", "Limits", "Ethical considerations"),
     DATA_SHEET: ("Why and by whom it was collected", "Consent and privacy", "Known gaps", "Licence"),
 }
+MOST_ROWS = 50  # of a table, and of a list: a page is read by people
+NO_METRICS = ("epoch", "step")  # of metrics.json
+FLOAT = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?")  # 0.5 and 1.2e-7; 12 is a number of something, 1.2.3 a name
 PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy")  # the others are in environment.json
 
 
@@ -43,7 +48,7 @@ def write_cards(run: Run) -> list[Path]:
         file = run.folder / name
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         asked = "\n\n".join(f"## {question}\n\n{answer(before, question)}" for question in QUESTIONS[name])
-        write_whole(file, f"{text}\n\n{asked}\n")
+        atomic_write(file, f"{text}\n\n{asked}\n")
     return [run.folder / name for name in parts]
 
 
@@ -56,92 +61,134 @@ def answer(page: str, question: str) -> str:
 def model_card(run: Run) -> str:
     cfg = load_config(run)
     start = json.loads(run.starts.read_text(encoding="utf-8").splitlines()[-1]) if run.starts.is_file() else {}
-    environment = _json(run.folder / "environment.json")
+    environment = _json(run.environment)
     packages = environment.get("packages", {})
     commit = start.get("git_commit", "in no Git repository")
-    best, test = _json(run.metrics), _json(run.folder / "test_metrics.json")
-    classes = _per_class(run.folder / "per_class.csv")
+    best, test, model = _json(run.metrics), _json(run.test_metrics), model_of(run, cfg)
     parts = [
-        f"# Model card: {cfg.model._target_.split('.')[-1]} on {cfg.experiment_name}",
-        table(
-            ("what", "value"),
-            [
-                ("model", f"`{cfg.model._target_}`"),
-                ("run", f"`{run.folder.name}`"),
-                ("trained", start.get("started_at", "unknown")),
-                ("command", f"`{start.get('command', 'unknown')}`"),
-                ("commit", commit + (", with changes (`uncommitted.diff`)" if start.get("git_dirty") else "")),
-                ("Python", environment.get("python", "unknown")),
-                ("packages", ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages)),
-                ("system", environment.get("system", "unknown")),
-                ("GPUs", ", ".join(environment.get("gpus", [])) or "none"),
-            ],
-        ),
+        f"# Model card: {model.rpartition('.')[2]} on {cfg.experiment_name}",
+        facts([
+            ("model", f"`{model}`"),
+            ("run", f"`{run.folder.name}`"),
+            ("trained", start.get("started_at", "unknown")),
+            ("command", f"`{start.get('command', 'unknown')}`"),
+            ("commit", commit + (", with changes (`uncommitted.diff`)" if start.get("git_dirty") else "")),
+            ("Python", environment.get("python", "unknown")),
+            ("packages", ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages)),
+            ("system", environment.get("system", "unknown")),
+            ("GPUs", ", ".join(environment.get("gpus", [])) or "none"),
+        ]),
         "## What it reaches",
-        f"The checkpoint is the one of the epoch with the least `val/loss` (epoch {int(best.get('epoch', 0)) + 1})."
-        if best
-        else "The run is not finished.",
-        table(("metric", "value"), [(f"`{name}`", number(best[name])) for name in best if "/" in name]),
-        table(("metric", "value"), [(f"`{name}`", number(value)) for name, value in test.items()])
-        or f"The test split was not measured: `{program('evaluate')} {run.folder.as_posix()}` does it.",
+        which_epoch(cfg, best) if best else "The run is not finished.",
+        metrics_table({name: best[name] for name in best if name not in NO_METRICS}),
+        metrics_table(test) or f"The test split was not measured: `{run.test_command()}` does it.",
         "One run is one draw: another seed gives another figure.",
-    ]
-    if classes:
-        parts += ["### Each class, on the test split", table(list(classes[0]), [list(row.values()) for row in classes])]
-    rows = [(f"`{key}`", f"`{value}`") for key, value in flatten(OmegaConf.create(deciding(cfg)))]
-    return "\n\n".join(part for part in [*parts, "## Settings", table(("setting", "value"), rows)] if part)
+    ]  # fmt: skip
+    for file in sorted(run.folder.glob("[!.]*.csv")):
+        if file != run.history and (shown := small_table(file)):
+            parts += [f"### {file.stem.replace('_', ' ')}", shown]
+    settings = [(f"`{key}`", f"`{value}`") for key, value in flatten(OmegaConf.create(deciding(cfg)))]
+    return "\n\n".join(part for part in [*parts, "## Settings", table(("setting", "value"), settings)] if part)
+
+
+def model_of(run: Run, cfg: DictConfig) -> str:
+    """What was trained: the class that the settings name, else the module that trains."""
+    named = (OmegaConf.select(cfg, f"{group}._target_") for group in ("model", "task"))
+    return next((str(target) for target in named if target), run.module())
+
+
+def which_epoch(cfg: DictConfig, best: dict[str, Any]) -> str:
+    metric, mode = (OmegaConf.select(cfg, f"monitor.{key}") for key in ("metric", "mode"))
+    epoch = f"(epoch {int(best.get('epoch', 0)) + 1})"
+    if metric is None:
+        return f"The checkpoint is that of the last epoch {epoch}: no metric is monitored."
+    return (
+        f"The checkpoint is that of the epoch with the {'greatest' if mode == 'max' else 'least'} `{metric}` {epoch}."
+    )
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    rows = [(f"`{name}`", value) for name, value in metrics.items() if isinstance(value, int | float)]
+    return table(("metric", "value"), rows)
+
+
+def small_table(file: Path) -> str:
+    """A table of the run's folder, if it is short enough for a page."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+        try:
+            columns, *rows = list(itertools.islice(csv.reader(opened), MOST_ROWS + 2)) or [[]]
+        except csv.Error:  # something else by this name
+            return ""
+    return table(columns, rows) if len(rows) <= MOST_ROWS else ""
 
 
 def data_sheet(run: Run) -> str:
     cfg, data = load_config(run), read_data(run.folder)
-    folder = Path(cfg.data.folder)
-    hashes = [(f"`{key}`", f"`{value}`") for key, value in data.items() if key.startswith("data_")]
-    if data and same_data(folder, data):  # the folder may hold other data by now
-        split = _json(folder / "split.json")
-        hashes += [(f"SHA-256 of `{name}.npz`", f"`{value}`") for name, value in split["sha256"].items()]
-        hashes.append(("seed of the split", f"`{split['split_seed']}`"))
-    shape = " x ".join(str(length) for length in cfg.data.image_shape)
+    folder = data_folder(cfg)
+    record: list[tuple[str, Any]] = [(f"`{key}`", data[key]) for key in data if is_plain(data[key])]
+    if folder and data and same_data(folder, data):  # the folder may hold other data by now
+        sums = _json(folder / "split.json").get("sha256", {})
+        record += [(f"SHA-256 of `{name}`", f"`{value}`") for name, value in sums.items()]
     parts = [
-        f"# Data sheet: {folder.as_posix()}",
-        table(
-            ("what", "value"),
-            [
-                ("source", source_of(folder)),
-                ("folder", f"`{folder.as_posix()}`"),
-                ("images", f"{shape} (channels, height, width)"),
-                ("classes", ", ".join(data.get("classes", [])) or str(cfg.data.num_classes)),
-                ("columns", ", ".join(data.get("features", []))),
-                *hashes,
-            ],
-        ),
-        "## Splits",
-        table(("split", "examples"), [(f"`{name}`", str(count)) for name, count in data.get("rows", {}).items()])
-        or "The run has no record of its data.",
+        f"# Data sheet: {folder.as_posix() if folder else cfg.experiment_name}",
+        "## What was recorded",
+        facts([*([("source", source_of(folder))] if folder else []), *record]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    for key, entries in data.items():
+        if isinstance(entries, dict) and all(map(is_plain, entries.values())):
+            parts += [
+                f"### {key.replace('_', ' ')}",
+                table(("name", "value"), [(f"`{name}`", entries[name]) for name in entries]),
+            ]
+    return "\n\n".join(part for part in [*parts, "" if data else "The run has no record of its data."] if part)
+
+
+def is_plain(value: Any) -> bool:
+    """Does it fit into a cell: text, a number, or a list of them?"""
+    return all(isinstance(each, str | int | float) for each in (value if isinstance(value, list) else [value]))
 
 
 def source_of(folder: Path) -> str:
-    """What conf/ says of the raw data that are prepared into this folder."""
-    prepare: Any = OmegaConf.load(CONF / "prepare.yaml")
-    chosen = [each.source for each in prepare.defaults if OmegaConf.is_dict(each) and "source" in each]
-    for file in sorted((CONF / "source").glob("*.yaml")):
-        cfg: Any = OmegaConf.load(file)
-        if cfg.get("folder", prepare.folder if file.stem in chosen else "") == folder.as_posix():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            about = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
-            return f"`source={file.stem}`: {' '.join(about)}"
-    return "none of `conf/source/`"
+    """What conf/prepare.yaml says of the raw data from which this folder is made; empty without such a file."""
+    file = project.current().conf / "prepare.yaml"
+    if not file.is_file():
+        return ""
+    prepare: Any = OmegaConf.load(file)
+    for each in prepare.get("defaults", []):
+        for group, chosen in each.items() if OmegaConf.is_dict(each) else ():
+            for name, choice in project.choices(str(group)).items():
+                cfg: Any = OmegaConf.load(choice)
+                if cfg.get("folder", prepare.get("folder") if name == chosen else None) == folder.as_posix():
+                    lines = choice.read_text(encoding="utf-8").splitlines()
+                    about = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
+                    return f"`{group}={name}`: {' '.join(about)}"
+    return f"no choice of `conf/{file.name}` makes this folder"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As Markdown; empty without rows, and without the rows whose last cell is."""
-    lines = ["| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows if row[-1]]
-    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *lines]) if lines else ""
+def facts(rows: Sequence[tuple[str, Any]]) -> str:
+    """A table of what is known: an empty value is left out."""
+    return table(("what", "value"), [row for row in rows if row[1] not in ("", [], None)])
 
 
-def number(value: str | float) -> str:
-    return f"{float(value):.4f}"
+def table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """As Markdown; empty without rows."""
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]) if rows else ""
+
+
+def cell(value: Any) -> str:
+    """Of a table: one line, numbers with four digits behind the point, of a long list the beginning."""
+    if isinstance(value, list):
+        more = f", and {len(value) - MOST_ROWS} more" if len(value) > MOST_ROWS else ""
+        return ", ".join(map(cell, value[:MOST_ROWS])) + more
+    text = str(value)
+    if isinstance(value, float) or (FLOAT.fullmatch(text) and isinstance(value, str)):
+        return number(float(value))
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.3g}"
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -149,22 +196,9 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _per_class(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    return [row | {name: number(row[name]) for name in ("precision", "recall", "f1")} for row in rows]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=program("card"), description=SUMMARY)
+    parser = argparse.ArgumentParser(prog=f"python -m {project.ENGINE} card", description=SUMMARY)
     parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
     for file in write_cards(find(parser.parse_args().run)):
         open_ = file.read_text(encoding="utf-8").count(f"\n{NOT_STATED}\n")
         print(f"wrote {os.path.relpath(file)}" + (f": {open_} questions are open" if open_ else ""))
-
-
-if __name__ == "__main__":
-    with one_sentence():
-        main()

@@ -1,4 +1,4 @@
-"""`@runengine.main("train")` makes a function a program: its settings, its runs, its sweeps, its mistakes in a sentence.
+"""`@runengine.main("train")` makes a function a program: its settings, runs and sweeps, its mistakes in one sentence.
 
     @runengine.main("train")                                    # conf/train.yaml next to this module
     def train(cfg: DictConfig, run: runengine.TrainingRun) -> None: ...
@@ -15,7 +15,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -57,19 +56,26 @@ class Program:
         self.function = function
         self.trains = len(inspect.signature(function).parameters) > 1
         self.about = sys.modules[function.__module__].__doc__
-        folder = Path(function.__code__.co_filename).parent
-        self.project = project.Project(function.__globals__["__package__"], folder, config_name)
+        self.package: str = function.__globals__["__package__"]
+        self.config_name = config_name
+
+    @property
+    def home(self) -> project.Project:
+        """Looked for each time: a job of Slurm unpickles this object where another copy of the code is imported."""
+        return project.find(self.package, self.config_name)
 
     def __call__(self) -> None:
-        project.use(self.project)
-        answer_help(self.about, self.project.script)
+        project.use(self.home)
+        answer_help(self.about, self.home.script)
+        with friendly_errors():
+            project.check_imports()
 
         @functools.wraps(self.function)
         def task(cfg: DictConfig) -> None:
             self._task(cfg)
 
         run_hydra = hydra.main(
-            version_base="1.3", config_path=f"pkg://{self.project.package}.conf", config_name=self.project.script
+            version_base="1.3", config_path=f"pkg://{self.home.package}.conf", config_name=self.home.script
         )
         with friendly_errors():  # once more, for what Hydra finds before it calls the task
             run_hydra(task)()
@@ -85,7 +91,7 @@ class Program:
             UserError: data, checkpoint or settings do not fit; the sentence says what to do.
             SystemExit: 75 if the run was stopped by a signal, 130 if at once by a second Ctrl-C.
         """
-        project.use(self.project)
+        project.use(self.home)
         distributed.check(cfg.trainer.devices, cfg.trainer.num_nodes)
         run, cfg, finished = distributed.decide(lambda: _resolve(cfg, overrides))
         if finished:
@@ -102,17 +108,17 @@ class Program:
         return run
 
     def _task(self, cfg: DictConfig) -> None:
-        project.use(self.project)  # also in a job, which is another process
+        project.use(self.home)  # also in a job, which is another process
         overrides = list(HydraConfig.get().overrides.task)
         if not self.trains:
             with friendly_errors():
-                check(cfg, self.project.script, overrides)
+                check(cfg, self.home.script, overrides)
                 self.function(cfg)
             return
         in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
         slurm.requeue_while_starting()
         with one_run(cfg.run_dir, overrides) if in_a_sweep else friendly_errors():
-            check(cfg, self.project.script, overrides)
+            check(cfg, self.home.script, overrides)
             self.start(cfg, overrides)
 
 

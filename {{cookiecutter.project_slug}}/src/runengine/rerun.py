@@ -25,10 +25,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .runs import provenance
+from .runs.run import Run, find
 from .settings import project
 from .settings.errors import UserError
 from .sweeps.results import print_table
-from .runs.run import Run, find
 
 PLACE = Path(".rerun")
 NOT_COMPARED = {"pip", "setuptools", "wheel"}  # they install, they do not compute
@@ -196,4 +196,3 @@ def main() -> None:
     equal = compare(run, new, arguments.tolerance)
     print(f"the new run is in {os.path.relpath(new.folder)}")
     sys.exit(0 if equal else 1)
-

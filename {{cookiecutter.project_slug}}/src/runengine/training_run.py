@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,7 +29,7 @@ from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
 from .settings.errors import CONTINUE_ME, INTERRUPTED, UserError, explain
-from .settings.files import atomic_write
+from .settings.files import atomic_file, atomic_write
 from .tracking.mlflow_client import Access
 from .training import distributed
 
@@ -56,12 +58,25 @@ class TrainingRun(Run):
 
         self.cfg = cfg
         self.access = access
-        self.resume_from = self.checkpoint()
         self.rows = History(self, cfg.monitor.metric, cfg.monitor.mode)
         self.signals = Signals()
         self.stack = ExitStack()
         self.choices: list[Choice] = []
         self.tracker: Tracker | None = None
+        self.kept: dict[type, pl.Callback] = {}  # from one call of `fit` to the next
+
+    @property
+    def resume_from(self) -> Path | None:
+        """What the next call of `fit` resumes from; None if it begins with the weights that the task has."""
+        if not (last := self.checkpoint()):
+            return None
+        saved = 0  # in which call of `fit` the last checkpoint was written
+        while (ended := self.end_of(saved)).exists():
+            if _is_copy(last, ended):  # and nothing has been written since
+                break
+            saved += 1
+        phase = max(self.rows.phase, 0)
+        return self.end_of(phase) if phase < saved else last if phase == saved else None
 
     @property
     def is_main(self) -> bool:
@@ -87,7 +102,12 @@ class TrainingRun(Run):
             load_weights(task, _checkpoint(init_from))
 
     def trainer_options(
-        self, task: pl.LightningModule, *, callbacks: Sequence[pl.Callback] = (), loggers: Sequence[Any] = ()
+        self,
+        task: pl.LightningModule,
+        *,
+        callbacks: Sequence[pl.Callback] = (),
+        loggers: Sequence[Any] = (),
+        more: bool = False,
     ) -> dict[str, Any]:
         """What `pl.Trainer` is to be called with, from the settings `trainer`, `checkpoint` and `patience`.
 
@@ -95,17 +115,25 @@ class TrainingRun(Run):
             task: is laid out in memory as the device likes it.
             callbacks: more of them.
             loggers: more of them, next to MLflow and TensorBoard.
+            more: whether another call of `fit`, with a trainer of its own, follows in this run: freeze, then fine-tune.
 
         Raises:
             UserError: this machine has not so many devices of this kind, or the trainer has no such setting.
         """
+        from .training.checkpoints import BestCheckpoint, LastCheckpoint
         from .training.options import trainer_options
 
+        if self.kept and self.is_main:
+            _copy(self.last, self.end_of(self.rows.phase))
+        self.rows.begin(more)
         options, choices = trainer_options(self, self.cfg, task, self.rows, self.signals, list(callbacks))
         if self.trial.exists():
             from .sweeps.pruning import Report
 
             options["callbacks"].insert(0, Report(self.folder))
+        own = {type(each): each for each in options["callbacks"] if type(each) in (BestCheckpoint, LastCheckpoint)}
+        self.kept = own | self.kept  # what is best stays best
+        options["callbacks"] = [self.kept.get(type(each), each) for each in options["callbacks"]]
         self.choices[:] = choices
         return {**options, "logger": list(loggers) or False}
 
@@ -211,6 +239,20 @@ class TrainingRun(Run):
         else:
             log.info("stopped. Go on with: %s", self.resume_command())
         sys.exit(CONTINUE_ME)
+
+
+def _copy(file: Path, copy: Path) -> None:
+    """Keep what is in the file when the file is replaced."""
+    with atomic_file(copy) as new:
+        try:
+            os.link(file, new)
+        except OSError:  # the file system has no links
+            shutil.copy2(file, new)
+
+
+def _is_copy(file: Path, copy: Path) -> bool:
+    one, other = file.stat(), copy.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def _checkpoint(name: str) -> Path:

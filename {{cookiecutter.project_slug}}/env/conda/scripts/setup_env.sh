@@ -120,7 +120,7 @@ setup() {
         mkdir -p .conda/etc
         cp -R etc/conda .conda/etc/
     fi
-    "$PYTHON" -m ml_project.doctor --quick || [ $? -eq 2 ] || { # 2: something could not be told
+    "$PYTHON" -m runengine doctor --quick || [ $? -eq 2 ] || { # 2: something could not be told
         rm -f "$READY"
         exit 1
     }

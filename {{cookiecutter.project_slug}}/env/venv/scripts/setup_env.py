@@ -38,8 +38,7 @@ def main() -> None:
         step("Installing the project and its dependencies")
         if pip("install", "--editable", f".[{EXTRAS}]" if EXTRAS else ".") != 0:
             fail("pip could not install the project (its message stands above). Mend that, then run `make setup` again")
-    doctor = "ml_project.doctor"
-    if subprocess.run([str(PYTHON), "-m", doctor, "--quick"]).returncode not in (0, 2):
+    if subprocess.run([str(PYTHON), "-m", "runengine", "doctor", "--quick"]).returncode not in (0, 2):
         sys.exit(1)  # it has said why; 2 means that something could not be told
     READY.write_text(wanted, encoding="utf-8")
 

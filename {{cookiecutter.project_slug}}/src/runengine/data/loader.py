@@ -1,7 +1,7 @@
 """Data loaders whose position is known: a training that was stopped in the middle of an epoch repeats nothing.
 
-    def train_dataloader(self):
-        return runengine.loader(self.train, self.batch_size, self.trainer, seed=self.seed, shuffle=True)
+def train_dataloader(self):
+    return runengine.loader(self.train, self.batch_size, self.trainer, seed=self.seed, shuffle=True)
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from ..compat import ask_for_jobs_by
 from ..runs import provenance
 from ..settings import project
 from ..settings.errors import CONTINUE_ME, UserError
@@ -92,7 +93,7 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
         launcher.setup = [*launcher.setup, f"export PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH"]
         if config.trainer.accelerator == "cpu" or not launcher.gpus_per_node:
             launcher.gpus_per_node = None  # not --gpus-per-node=0, which a cluster without GPUs refuses
-    _watch_the_queue(launcher.name)
+    ask_for_jobs_by(_list_jobs(launcher.name), at_most_every_s=WATCH_S)
 
 
 def wait(job_name: str) -> None:
@@ -126,22 +127,6 @@ def _check(partition: str | None) -> None:
     for name in partition.split(",") if partition else []:
         if name not in there:
             raise UserError(f"launch.partition must be one of {', '.join(there)}, got {name}.")
-
-
-def _watch_the_queue(job_name: str) -> None:
-    """Let submitit ask squeue: it asks sacct, which many clusters lack, and then waits for a cancelled job for ever."""
-    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
-
-    class Queue(SlurmInfoWatcher):
-        def _make_command(self) -> list[str] | None:
-            return _list_jobs(job_name) if self._registered - self._finished else None
-
-        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            """A job in the queue is not over, whatever its state: one that is requeued waits there again."""
-            listed = (string if isinstance(string, str) else string.decode()).split()
-            return {job: {"State": "PENDING" if job in listed else "gone"} for job in self._registered}
-
-    SlurmJob.watcher = Queue(delay_s=WATCH_S)
 
 
 def _list_jobs(job_name: str) -> list[str]:

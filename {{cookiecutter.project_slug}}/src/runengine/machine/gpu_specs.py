@@ -39,7 +39,7 @@ class Chip:
     """One line of a datasheet. Rates in TFLOP/s (10^12 floating-point operations a second), None: the chip cannot.
 
     Args:
-        pattern: of the device's whole name.
+        pattern: of the device's full name.
         fp32: of the ordinary units; the others are of the tensor cores.
         memory_gb_s: in GB/s (10^9 bytes a second), reading and writing together.
         source: where the maker says so.

@@ -19,9 +19,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from .. import manifest
 from ..settings import project
 
-COPY_OF = project.ENGINE_FOLDER.parent / "copy_of.json"  # in the copy of the code that a Slurm job imports: its Git state
+COPY_OF = project.COPY_OF
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def start_record() -> dict[str, Any]:
         "user": _user(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "engine": manifest.state(),
         **git_state(),
     }
 

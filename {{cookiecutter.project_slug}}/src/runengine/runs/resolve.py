@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..settings import process
+from ..settings import process, project
 from ..settings.config import RECORDED_ONLY, deciding, flatten, typed_key
 from ..settings.errors import UserError
 from . import provenance
@@ -22,7 +22,7 @@ from .run import RUNS, Run, load_config
 UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
 MAY_INCREASE = "trainer.max_epochs"  # a resumed run may go on for longer
 # how a run is done, not what is trained: may change whenever it is resumed
-MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from"}
+MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from", "monitor"}
 LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
 
 
@@ -43,6 +43,7 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
     if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_anew(run, cfg)):
         return Run(folder, why), cfg
     if run.config.exists():
+        _refuse_another_script(run)
         _refuse_half_a_copy(run)
         return run, _continued(run, cfg, overrides)
     strange = {file.name for file in folder.iterdir()} - LEFT_BY_A_SWEEP if folder.is_dir() else set()
@@ -83,6 +84,12 @@ def _newest_unfinished() -> Path:
     raise UserError(f"there is no unfinished run in {RUNS.resolve()}. To start a new one, leave run_dir out.")
 
 
+def _refuse_another_script(run: Run) -> None:
+    """By its name alone: the package may have another one by now."""
+    if run.module().rpartition(".")[2] != project.current().script:
+        raise UserError(f"{run.folder} is a run of another script. Run: {run.resume_command()}")
+
+
 def _refuse_half_a_copy(run: Run) -> None:
     """`best` without `last` is all right only after the very first epoch, if the process was killed between the two."""
     if run.best.exists() and not run.last.exists():
@@ -96,7 +103,7 @@ def _refuse_half_a_copy(run: Run) -> None:
 
 def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The stored configuration, unless what was typed contradicts it."""
-    stored = load_config(run)
+    stored = load_config(run, complete=True)
     composed, before = dict(flatten(cfg)), dict(flatten(stored))
     typed = {typed_key(override).lstrip("+~") for override in overrides}
     everything = bool(typed & {"experiment", "debug"})  # these change settings of any group

@@ -3,7 +3,7 @@
     runs/<experiment>/<start to the microsecond>-<random>/
         run.json         the format of this folder, and the module that trains here
         config.yaml      what was composed; the checkpoints are read with it
-        checkpoints/     last.ckpt to go on from, best.ckpt to use, fingerprint.json: settings, code and data they come from
+        checkpoints/     last.ckpt to resume from, best.ckpt to use, fingerprint.json: their settings, code and data
         starts.jsonl  environment.json  data.json  uncommitted.diff    how, with what and from which code it was started
         history.csv  metrics.jsonl  train.log  mlflow_run_id  tensorboard/  model/
         metrics.json     the best epoch, and the id in MLflow; written last: a folder that has it is finished
@@ -14,10 +14,11 @@ Training in a folder that holds `last.ckpt` continues it, in the same MLflow run
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..settings import process, project
+from ..settings.config import compose
 from ..settings.errors import UserError
 from ..settings.files import atomic_file, atomic_write
 
@@ -133,6 +135,10 @@ class Run:
     def lock(self) -> Path:
         return self.folder / ".lock"
 
+    def end_of(self, phase: int) -> Path:
+        """The last checkpoint of a call of `fit` after which the run has called it again; counted from 0."""
+        return self.checkpoints / f"phase-{phase}.ckpt"
+
     def checkpoint(self) -> Path | None:
         """What to go on from."""
         return self.last if self.last.exists() and not self.anew else None
@@ -177,6 +183,11 @@ class Run:
     def write_about(self) -> None:
         atomic_write(self.about, json.dumps({"format": FORMAT, "module": project.current().module}) + "\n")
 
+    def test_module(self) -> str | None:
+        """The owner's `evaluate`, if there is one."""
+        name = f"{self.module().rpartition('.')[0]}.evaluate"
+        return name if importlib.util.find_spec(name) else None
+
     def test_command(self) -> str:
         """What measures its best checkpoint on the test split."""
         return f"python -m {self.module().rpartition('.')[0]}.evaluate {self.folder}"
@@ -217,8 +228,12 @@ def find(folder: str | None) -> Run:
     return run
 
 
-def load_config(run: Run) -> DictConfig:
+def load_config(run: Run, *, complete: bool = False) -> DictConfig:
     """The configuration the run was trained with.
+
+    Args:
+        run: has one.
+        complete: fill in today's defaults of settings that came later, and say so.
 
     Raises:
         UserError: the file is damaged, or of a newer engine.
@@ -232,7 +247,29 @@ def load_config(run: Run) -> DictConfig:
         cfg = None
     if not isinstance(cfg, DictConfig) or "trainer" not in cfg:
         raise UserError(f"{run.config} is damaged: it has no `trainer`. Copy it from the run's artifacts in MLflow.")
+    if complete:
+        defaults = compose(run.module().rpartition(".")[2])
+        if added := _fill(cfg, defaults, ""):
+            print(
+                f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken.",
+                file=sys.stderr,
+            )
     return cfg
+
+
+def _fill(cfg: DictConfig, defaults: DictConfig, prefix: str) -> list[str]:
+    """Add what is missing; returns the names. A group that is absent was null, and a node of another class differs."""
+    added = []
+    for key in map(str, defaults):
+        if OmegaConf.is_interpolation(defaults, key) or OmegaConf.is_missing(defaults, key):
+            continue
+        here, default = cfg.get(key), defaults[key]
+        if key not in cfg and (prefix or not project.choices(key)):
+            OmegaConf.update(cfg, key, default, force_add=True)
+            added.append(f"{prefix}{key}")
+        elif OmegaConf.is_dict(here) and OmegaConf.is_dict(default) and here.get("_target_") == default.get("_target_"):
+            added += _fill(here, default, f"{prefix}{key}.")
+    return added
 
 
 def as_plain(value: Any) -> Any:

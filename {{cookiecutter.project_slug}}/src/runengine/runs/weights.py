@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .run import Run, load_config
 from ..settings.errors import UserError
+from .run import Run, load_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -19,8 +19,8 @@ class Trained(NamedTuple):
     """A run's settings, its task with the best weights, in evaluation mode and on the CPU, and its data."""
 
     cfg: DictConfig
-    task: pl.LightningModule
-    data: pl.LightningDataModule
+    task: Any  # of the owner's class of LightningModule
+    data: Any  # of the owner's class of LightningDataModule
 
 
 def load(run: Run) -> Trained:
@@ -29,7 +29,7 @@ def load(run: Run) -> Trained:
     Raises:
         UserError: the run is damaged, or its script or model is another by now.
     """
-    cfg, script = load_config(run), run.script()
+    cfg, script = load_config(run, complete=True), run.script()
     absent = [name for name in ("build_task", "build_data") if not hasattr(script, name)]
     if absent:
         raise UserError(

@@ -3,12 +3,13 @@
     python -m runengine settings train settings.yaml model=mlp    # writes what decides the result, for dvc.yaml
 
 The YAML files are the only list of settings; the type of a setting is the type of its default.
-What a type cannot say of the engine's settings stands in LIMITS; the owner's classes check their own.
+What a type cannot say of the engine's settings stands in LIMITS; the owner's own code checks its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import operator
 import re
@@ -50,9 +51,20 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "checkpoint.every_n_steps": [(">=", 1)],
     "checkpoint.every_minutes": [(">", 0)],
 }
+# the engine reads these by name: what is added to them nobody sees, but for what is open
+READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking"}
+OPEN = ("launch.extra.", "search.space.")
+# of each group, which of the engine's files has all that the engine reads; conf/runengine.yaml is in no group
+NEEDED = {
+    "": "runengine",
+    "trainer": "trainer/auto",
+    "tracking": "tracking/mlflow",
+    "search": "search/optuna",
+    "launch": "launch/local",
+}
 # they do not change what a run computes
 HOW_STARTED = frozenset({"launch", "restart_if_changed", "run_dir", "search", "seeds", "sweep_dir"})
-RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "register", "tracking"}  # nor do these
+RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "loggers", "register", "tags", "tracking"}  # nor do these
 
 # conf/runengine.yaml: what was chosen makes a sweep, also without -m
 OmegaConf.register_new_resolver(
@@ -73,10 +85,12 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
     Raises:
         UserError: names the setting, what it must be, and what it is.
     """
+    _refuse_what_is_missing(cfg)
     settings = dict(flatten(cfg))
     for key, default in _typed_defaults(config_name, overrides):
         if key in settings and not _same_type(settings[key], default):
             raise UserError(f"{key} must be {_kind(default)} such as {default}, got {settings[key]!r}.")
+    _refuse_what_nothing_reads(config_name, overrides)
     for key, limits in LIMITS.items():
         if key not in settings or (key in OPTIONAL and settings[key] is None):
             continue
@@ -101,6 +115,47 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
     name = settings.get("experiment_name", "x")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
         raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
+
+
+def _refuse_what_is_missing(cfg: DictConfig) -> None:
+    """A file of the owner's that hides one of the engine's must have all that the engine reads there."""
+    for group, name, keys in _needed_keys():
+        here = cfg if not group else cfg.get(group)
+        if "trainer" in cfg and here is not None and (missing := [key for key in keys if key not in here]):
+            place = f"conf/{group}/" if group else "conf/"
+            raise UserError(
+                f"{group + '.' if group else ''}{missing[0]} is missing: a file in {place} of the project hides the "
+                f"engine's. Add it there as src/{project.ENGINE}/conf/{name}.yaml has it, or give your file another "
+                f"name and let it begin with: defaults: [{name.rpartition('/')[2]}]"
+            )
+
+
+@functools.cache
+def _needed_keys() -> list[tuple[str, str, list[str]]]:
+    """(group, file of the engine, settings in it)."""
+    found = []
+    for group, name in NEEDED.items():
+        settings = OmegaConf.load(project.ENGINE_FOLDER / "conf" / f"{name}.yaml")
+        found.append((group, name, [str(key) for key in settings if key not in ("defaults", "hydra")]))
+    return found
+
+
+def _refuse_what_nothing_reads(config_name: str, overrides: Sequence[str]) -> None:
+    """`+lr=0.1` would be recorded, and train with another value: only where a class takes it may a key be added."""
+    added = [typed_key(override).lstrip("+") for override in overrides if override.startswith("+")]
+    for key in added:
+        first, _, rest = key.partition(".")
+        if first == "hydra" or (project.choices(first) and not rest):
+            continue  # Hydra's own, or a group that is null by default
+        known = dict(_defaults(config_name, tuple(chosen_groups(overrides))))
+        if not rest or (first in READ_BY_NAME and not key.startswith(OPEN)):
+            nearest = difflib.get_close_matches(key.split(".")[-1], [name.split(".")[-1] for name in known], n=1)
+            meant = [name for name in known if nearest and name.split(".")[-1] == nearest[0]]
+            hint = f"Did you mean {meant[0]}? " if meant else ""
+            raise UserError(
+                f"+{key} adds a setting that nothing reads. {hint}A setting of your own goes into "
+                f"conf/{config_name}.yaml, where your code reads it."
+            )
 
 
 def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

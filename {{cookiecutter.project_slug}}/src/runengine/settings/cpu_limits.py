@@ -1,6 +1,6 @@
-"""How many CPU cores this process may really use: in a container or a job fewer than the machine has.
+"""How many CPU cores and how much memory this process may really use: in a container or a job less than there is.
 
-from ml_project.cores import allowed_cores
+cores, reason = allowed_cores()  # 4, "SLURM_CPUS_PER_TASK"
 """
 
 from __future__ import annotations

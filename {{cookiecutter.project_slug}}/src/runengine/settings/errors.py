@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .. import manifest
 from . import process
 from .console import first_line
 
@@ -69,6 +70,8 @@ def explain(error: BaseException) -> str | None:
     """The sentence for this error, or None if it is not the user's to mend."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, ImportError) and (sentence := manifest.incomplete()):
+        return sentence
     if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
         look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
         return f"another process of this run was killed or failed; what it said is above. {look}Go on with: make resume"
@@ -86,9 +89,23 @@ def explain(error: BaseException) -> str | None:
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where it asks who you "
             "are."
         )
+    if (added := _added(error)) is not None:
+        return added
+    if (mark := getattr(error, "problem_mark", None)) is not None:  # PyYAML's
+        problem = str(getattr(error, "problem", None) or "it ends too early").rstrip(".")
+        return f"{mark.name}, line {mark.line + 1}: {problem}. This is no YAML: look at brackets, colons, indentation."
     if _is_refusal(error) and not isinstance(error, ValueError):
         return f"Lightning refuses these settings: {' '.join(str(error).split())}"
     return _explain_hydra(error) or _explain_disk(error)
+
+
+def _added(error: BaseException) -> str | None:
+    """The sentence for a setting that was added on the command line, and that the class it is for does not take."""
+    cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(cause)) if isinstance(cause, TypeError) else None
+    typed = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.startswith("+")]
+    key = next((key for key in typed if found and key.split(".")[-1] == found[1]), None)
+    return f"{key} is not taken: {first_line(cause)}. Leave it out." if key and cause else None
 
 
 def _is_refusal(error: BaseException | None) -> bool:
@@ -115,6 +132,8 @@ def _explain_hydra(error: BaseException) -> str | None:
     )
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+    if isinstance(error, MissingConfigException) and (sentence := manifest.incomplete()):
+        return sentence
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = sorted(error.options)
@@ -151,8 +170,10 @@ def _explain_unknown_key(key: str) -> str:
 
     known = [name for name, _ in flatten(compose(project.current().script, chosen_groups(sys.argv[1:])))]
     nearest = difflib.get_close_matches(key, known, n=1)
+    last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]  # `lr` for `optim.lr`
+    nearest = nearest or last or difflib.get_close_matches(key, project.groups(), n=1)
     hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
-    return f"{key} is not a setting. {hint} (To add a new key, write +{key}=...)"
+    return f"{key} is not a setting. {hint}"
 
 
 def _explain_disk(error: BaseException | None) -> str | None:

@@ -20,10 +20,12 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def atomic_write(file: Path, text: str) -> None:
+    """Write a text file that is there complete or not at all."""
     with atomic_file(file) as new:
         new.write_text(text, encoding="utf-8")
 
 
 def sha256(file: Path) -> str:
+    """Of the file's content, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from .errors import UserError
 
 ENGINE = str(__package__).partition(".")[0]
 ENGINE_FOLDER = Path(__file__).parents[1]
+COPY_OF = ENGINE_FOLDER.parent / "copy_of.json"  # in the copy of the code that a Slurm job imports: its Git state
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,25 @@ def current() -> Project:
     return _used[0]
 
 
+def check_imports() -> None:
+    """The engine must be the project's own: one environment may hold two projects, or be another project's.
+
+    Raises:
+        UserError: another engine was imported.
+    """
+    places = [_used[0].folder.parent] if _used else []
+    if here := next(_settings_files([Path.cwd()]), None):
+        file, package = here
+        if not _used or _used[0].package == package:
+            places.append(file.parent / "src")
+    for own in (place / ENGINE for place in places):
+        if own.is_dir() and own.resolve() != ENGINE_FOLDER.resolve() and not COPY_OF.is_file():
+            raise UserError(
+                f"this environment imports the engine of another project: {ENGINE_FOLDER} in place of {own}. Give each "
+                "project an environment of its own: make clean-env setup"
+            )
+
+
 def conf_folders() -> list[Path]:
     """Where settings are looked for: the owner's files come before the engine's of the same name."""
     return [current().conf, ENGINE_FOLDER / "conf"]
@@ -76,21 +96,51 @@ def choices(group: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def root() -> Path:
+    """The folder of the project's `pyproject.toml`; its package need not be importable.
+
+    Raises:
+        UserError: no `pyproject.toml` here or above names a package.
+    """
+    return _settings_file()[0].parent
+
+
+def groups() -> list[str]:
+    """The names of all groups of settings."""
+    return sorted({file.parent.name for folder in conf_folders() for file in folder.glob("*/*.yaml")})
+
+
+def find(package: str, script: str) -> Project:
+    """The package where this process would import it from.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {package} cannot be imported. Run: make setup")
+    return Project(package, Path(spec.origin).parent, script)
+
+
 def _find() -> Project:
-    for file in _candidates():
-        if file.is_file():
-            settings = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get(ENGINE, {})
-            if package := settings.get("package"):
-                spec = importlib.util.find_spec(package)
-                if spec is None or spec.origin is None:
-                    raise UserError(f"{file} names the package {package}, which cannot be imported. Run: make setup")
-                return Project(package, Path(spec.origin).parent)
+    return find(_settings_file()[1], "train")
+
+
+def _settings_file() -> tuple[Path, str]:
+    """The `pyproject.toml` that names a package, and the package."""
+    if found := next(_settings_files([Path.cwd(), ENGINE_FOLDER]), None):
+        return found
     raise UserError(
         f"{Path.cwd()} is not in a project: no pyproject.toml here or above has [tool.{ENGINE}] with the name of its "
         "package. Type this in the project's folder."
     )
 
 
-def _candidates() -> Iterator[Path]:
-    for start in (Path.cwd(), ENGINE_FOLDER):
-        yield from (folder / "pyproject.toml" for folder in (start, *start.parents))
+def _settings_files(starts: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Those in these folders and above."""
+    for start in starts:
+        for file in (folder / "pyproject.toml" for folder in (start, *start.parents)):
+            if file.is_file():
+                settings = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get(ENGINE, {})
+                if package := settings.get("package"):
+                    yield file, str(package)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ..runs.run import Run, as_plain
 from ..settings import project
 from ..settings.config import check, compose, flatten
 from ..settings.errors import UserError
 from .results import Job, read_metrics
-from ..runs.run import Run, as_plain
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +50,7 @@ class Search:
         self.study = optuna.create_study(
             storage=storage(folder / "optuna.log"),
             study_name=STUDY,
-            direction=f"{cfg.monitor.mode}imize",
+            direction="minimize" if cfg.monitor.mode == "min" else "maximize",
             load_if_exists=True,
         )
         self.jobs = [self._job(trial) for trial in self.study.get_trials(deepcopy=False)]
@@ -126,7 +126,9 @@ def check_space(settings: DictConfig, typed: Sequence[str]) -> None:
     if settings.sampler not in _samplers():
         raise UserError(f"search.sampler must be one of {', '.join(_samplers())}, got {settings.sampler}.")
     if cfg.monitor.metric is None:
-        raise UserError("a search needs what it shall improve, but monitor.metric is null. Try monitor.metric=val/loss.")
+        raise UserError(
+            "a search needs what it shall improve, but monitor.metric is null. Try monitor.metric=val/loss."
+        )
     space = _distributions(settings, cfg)
     fixed = {override.split("=", 1)[0] for override in typed} & space.keys()
     if fixed:

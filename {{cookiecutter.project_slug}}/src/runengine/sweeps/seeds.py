@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .results import Job, print_table, read_metrics, settings, shown, write_csv, write_runs
 from ..runs.run import Run
+from .results import Job, print_table, read_metrics, settings, shown, write_csv, write_runs
 
 COLUMNS = ["metric", "mean", "std", "95 % from", "95 % to", "least", "greatest", "seeds"]
 
@@ -19,7 +19,7 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
     """Mean, standard deviation (n - 1), and the 95 % interval of the mean by Student's t.
 
     The interval says where the mean of many more seeds would lie, not where the next run will; it takes the values
-    to be normally distributed, which those close to a bound are not quite. One value has neither deviation nor interval.
+    to be normally distributed, which those close to a bound are not quite. One value has no deviation and no interval.
     """
     from scipy import stats
 
@@ -36,7 +36,11 @@ def evaluate_all(folders: Sequence[Path]) -> None:
     """Measure each run on the test split by the owner's `evaluate(run)`, unless that was done before."""
     for run in map(Run, folders):
         if not run.test_metrics.exists():
-            evaluate = importlib.import_module(f"{run.module().rpartition('.')[0]}.evaluate").evaluate
+            module = run.test_module()
+            if module is None:
+                print("the package has no evaluate.py: what the trainings have logged is summed up, no test split")
+                return
+            evaluate = importlib.import_module(module).evaluate
             metrics: dict[str, float] = evaluate(run)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"run {run.folder.name}: {shown}", flush=True)

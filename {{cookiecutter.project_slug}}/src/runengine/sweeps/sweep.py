@@ -31,19 +31,19 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..tracking import mlflow_sync, payload, mlflow_client
-from ..training import distributed
+from ..compat import grid
 from ..launch import slurm
 from ..runs import provenance
-from ..compat import grid
+from ..runs.run import RUNS, Run
 from ..settings import process, project
 from ..settings.config import HOW_STARTED, check, compose, flatten, typed_key
 from ..settings.errors import CONTINUE_ME, UserError, explain
-from .results import Job, Ranking, tell
-from ..runs.run import RUNS, Run
-from .seeds import evaluate_all, tell_seeds
+from ..tracking import mlflow_client, mlflow_sync, payload
 from ..tracking.mlflow_client import Access
 from ..tracking.tracker import Sender
+from ..training import distributed
+from .results import Job, Ranking, tell
+from .seeds import evaluate_all, tell_seeds
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -157,7 +157,7 @@ def _follow(context: HydraContext, task: TaskFunction, config: DictConfig, folde
 def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
     """One run of a sweep: if it fails, `error.txt` says why, and the other runs go on.
 
-    Its `sys.argv` are those of a single run: so MLflow shows them, and so Lightning starts the processes of DDP.
+    Its `sys.argv` are those of a single run: so MLflow shows them.
     """
     typed = [override for override in overrides if typed_key(override) != "run_dir"]
     if process.rank() == 0:
@@ -246,7 +246,7 @@ def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Se
 
     if not (folder / "sweep.yaml").is_file():
         raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.yaml. Look into {RUNS}/.")
-    stored = OmegaConf.load(folder / "sweep.yaml")
+    stored: Any = OmegaConf.load(folder / "sweep.yaml")
     if (script := stored.get("script", project.current().script)) != project.current().script:
         module = f"{project.current().package}.{script}"
         raise UserError(f"{folder} is a sweep of another script. Run: python -m {module} sweep_dir={folder}")
@@ -343,5 +343,7 @@ def _close(sender: Sender | None, folder: Path, jobs: Sequence[Job], status: str
             try:
                 mlflow_sync.send_all(job.folder, sender.uri)
             except Exception as error:
-                print(f"warning: run {job.name} is not in MLflow ({mlflow_client.why(error)}). Send it later: make sync")
+                print(
+                    f"warning: run {job.name} is not in MLflow ({mlflow_client.why(error)}). Send it later: make sync"
+                )
                 return

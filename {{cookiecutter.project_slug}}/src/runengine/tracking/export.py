@@ -75,8 +75,10 @@ def _save(place: Path, model: nn.Module, inputs: torch.Tensor, metadata: dict[st
         answers = model(inputs)
     if not isinstance(answers, torch.Tensor) or not answers.ndim or len(answers) != len(inputs):
         got = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
-        raise NotExported(f"a served model must give one tensor with a row for each of {len(inputs)} inputs, got {got}.")
-    spec = [TensorSpec(each.numpy().dtype, (-1, *each.shape[1:])) for each in (inputs, answers)]
+        raise NotExported(
+            f"a served model must give one tensor with a row for each of {len(inputs)} inputs, got {got}."
+        )
+    spec: list[Any] = [TensorSpec(each.numpy().dtype, (-1, *each.shape[1:])) for each in (inputs, answers)]
     options: dict[str, Any] = {
         "signature": ModelSignature(Schema(spec[:1]), Schema(spec[1:])),
         "input_example": inputs[:EXAMPLES].numpy(),

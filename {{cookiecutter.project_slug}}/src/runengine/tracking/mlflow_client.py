@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.errors import UserError
 from ..settings.console import first_line
+from ..settings.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

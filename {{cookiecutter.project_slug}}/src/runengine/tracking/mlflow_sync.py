@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .payload import LONGEST_TAG, Record, dataset_of, files_of, is_sweep, last_ms, read_record, registered_name
 from ..runs.run import Run
 from ..settings.files import atomic_write
 from .mlflow_client import artifacts_beside, mlflow_client, one_at_a_time, status_of, without_password
+from .payload import LONGEST_TAG, Record, dataset_of, files_of, is_sweep, last_ms, read_record, registered_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

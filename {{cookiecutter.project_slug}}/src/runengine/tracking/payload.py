@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ..runs.provenance import read_data
+from ..runs.run import Run, load_config
 from ..settings import project
 from ..settings.config import compose, deciding, flatten
-from ..runs.run import Run, load_config
-from ..runs.provenance import read_data
 
 # what the owner leaves in the folder of a run goes along, whatever its name
 RUN_FILES = (
@@ -108,7 +108,7 @@ def _record_of_run(folder: Path) -> Record:
         name=now.get("dvc_experiment") or folder.name,
         key=_key(folder),
         started_ms=_ms(starts[0]["started_at"]),
-        tags=tags,
+        tags=tags | ({"tags": ",".join(map(str, cfg.tags))} if cfg.get("tags") else {}),
         params={key: str(value) for key, value in flatten(OmegaConf.create(deciding(cfg)))},
         dataset=read_data(folder),
         register=bool(cfg.get("register")),
@@ -116,7 +116,7 @@ def _record_of_run(folder: Path) -> Record:
 
 
 def _record_of_sweep(folder: Path) -> Record:
-    stored = OmegaConf.load(folder / "sweep.yaml")
+    stored: Any = OmegaConf.load(folder / "sweep.yaml")
     first = compose(stored.get("script", project.current().script), stored.first)
     starts = _starts(folder)
     return Record(

@@ -1,8 +1,8 @@
 """The versions of trained models in MLflow, and the one that is served: the champion of its experiment.
 
-    python -m runengine promote runs/digits/…    # or the id of its MLflow run; without, the newest run
-    python -m runengine serve                    # the promoted one, on this machine only
-    python -m runengine serve runs/digits/…      # that run's, without asking MLflow
+python -m runengine promote runs/digits/…    # or the id of its MLflow run; without, the newest run
+python -m runengine serve                    # the promoted one, on this machine only
+python -m runengine serve runs/digits/…      # that run's, without asking MLflow
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from ..runs.run import Run, find, load_config
@@ -63,7 +64,8 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
     Raises:
         UserError: there is no champion, or the run has no model.
     """
-    env = dict(os.environ)
+    # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
+    env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
     if run is None:
         env["MLFLOW_TRACKING_URI"] = address_of_store()
         model = champion(experiment)

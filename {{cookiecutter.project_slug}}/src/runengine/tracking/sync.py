@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import mlflow_sync, payload, mlflow_client
-from ..settings.errors import UserError
 from ..runs.lock import owner
 from ..runs.run import RUNS, Run
+from ..settings.errors import UserError
+from . import mlflow_client, mlflow_sync, payload
 
 
 def sync(folders: Sequence[Path]) -> int:
@@ -42,7 +42,9 @@ def sync(folders: Sequence[Path]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m runengine sync", description="Send to MLflow what it has not got yet.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runengine sync", description="Send to MLflow what it has not got yet."
+    )
     parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; without them all that need it")
     folders = parser.parse_args().folders
     for folder in folders:
@@ -53,4 +55,3 @@ def main() -> None:
         print("MLflow has everything")
     elif failed := sync(folders):
         sys.exit(f"error: {failed} of {len(folders)} could not be sent. Run make sync again later.")
-

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import mlflow_sync, payload, mlflow_client
 from ..settings.console import first_line
+from . import mlflow_client, mlflow_sync, payload
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -113,11 +113,13 @@ class Tracker:
             def forward(self, *inputs: Any) -> Any:
                 return self.task(*inputs)
 
-        trainer, task._trainer = task._trainer, None  # not to be copied
+        trainer = task.trainer
+        task.trainer = None  # not to be copied
         try:
             copied = copy.deepcopy(task).cpu().eval()
         finally:
-            task._trainer = trainer
+            task.trainer = trainer
+        copied.trainer = trainer  # tracing looks at every attribute, and this one must be there
         example = copied.example_input_array
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard traces by torch.jit, which is old

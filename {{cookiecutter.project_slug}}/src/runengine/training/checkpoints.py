@@ -84,28 +84,37 @@ class LastCheckpoint(Checkpoint):
         self.group: Any = None
         self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
         self.ended = False  # before its last epoch: in the checkpoint, as Lightning would go on for one more
+        self.due: list[tuple[int, float]] = []  # schedulers that step after this checkpoint, and what each waits for
+        self.step = 0  # of the last look at `every_n_steps`
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ended": self.ended}
+        return {"ended": self.ended, "due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ended = state_dict["ended"]
+        self.ended, self.due = state_dict["ended"], state_dict.get("due", [])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.ended, self.due = False, []  # not those of an earlier call of `fit`; a checkpoint is loaded after this
+        self.bad_step = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.ended
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # to agree without waiting for the GPUs
         self.signals.take_back()  # Lightning has put its own handler for SIGTERM before ours
+        self._step_what_is_due(trainer, pl_module)
+        self.step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = loss_of(outputs)
-        last = trainer.is_last_batch
+        last, step, self.step = trainer.is_last_batch, self.step, trainer.global_step
         self._look_at(loss, trainer.global_step, now=last or (batch_idx + 1) % LOSS_CHECK_STEPS == 0)
         if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the end of the epoch saves; a half-accumulated gradient could not be saved
-        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        # several optimizers make several steps of a batch: the number is crossed, and not always met
+        due = self.every_n_steps and step // self.every_n_steps < trainer.global_step // self.every_n_steps
         due = due or time.monotonic() - self.saved_at > self.every_s
         signum, save = self._agree(self.signals.signum, bool(due))
         if signum or save:
@@ -120,13 +129,21 @@ class LastCheckpoint(Checkpoint):
             self._refuse(str(self.metric), value, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ended = trainer.should_stop
+        self.ended, self.due = trainer.should_stop, _due_schedulers(trainer, pl_module)
         self._save(trainer)
+        if trainer.fit_loop.restarting:  # Lightning leaves them out in an epoch that was resumed
+            self._step_what_is_due(trainer, pl_module)
+        self.due = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signum, _ = self._agree(self.signals.signum, False)
         if signum:  # it came during the validation; the end of the epoch has saved
             raise Stopped(signum)
+
+    def _step_what_is_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for index, value in self.due:
+            pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, value)
+        self.due = []
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.file)
@@ -160,6 +177,20 @@ class LastCheckpoint(Checkpoint):
             f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optim.lr or "
             "trainer.gradient_clip_val=1; debug=anomaly names the operation it comes from."
         )
+
+
+def _due_schedulers(trainer: pl.Trainer, task: pl.LightningModule) -> list[tuple[int, float]]:
+    """Those that wait for a metric, such as ReduceLROnPlateau: Lightning lets them step after the epoch's checkpoint."""
+    if not task.automatic_optimization:
+        return []
+    return [
+        (index, float(trainer.callback_metrics[str(config.monitor)]))
+        for index, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and (trainer.current_epoch + 1) % config.frequency == 0
+        and config.monitor in trainer.callback_metrics
+    ]
 
 
 class EpochBar(TQDMProgressBar):

@@ -65,11 +65,11 @@ def tensor_float(capability: Version | None) -> Choice | None:
 
 
 def layout(model: nn.Module, capability: Version | None) -> Choice | None:
-    """How images lie in memory."""
+    """How what is convolved lies in memory."""
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if capability is None or capability < VOLTA or not convolves:
         return None
-    return Choice("channels_last", "the tensor cores convolve images in this order, others are turned first")
+    return Choice("channels_last", "the tensor cores convolve in this order, others are turned first")
 
 
 def fused(capability: Version | None, chosen: str, clips: bool) -> Choice | None:

@@ -6,11 +6,11 @@ Rank 0 decides and writes; the others follow. Torch is imported where there are 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import compat
 from ..settings.errors import UserError
 from ..settings.process import rank, starter, world
 
@@ -94,23 +94,18 @@ def environment() -> ClusterEnvironment:
 def children_run(module: str, *arguments: str) -> Iterator[None]:
     """Lightning starts its children as `python -m <module> <arguments>`, whatever started this process.
 
-    It would repeat this process's own command: a whole sweep, or a notebook. What it leaves in the environment is
-    taken away again: the next training of a sweep would take itself for a child.
+    What it leaves in the environment is taken away again: the next training of a sweep would take itself for a child.
     """
-    import importlib.util
-
     import torch.distributed as dist
 
-    main = sys.modules["__main__"]
-    before = sys.argv, main.__spec__, dict(os.environ)
-    sys.argv, main.__spec__ = [sys.argv[0], *arguments], importlib.util.find_spec(module)
+    before = dict(os.environ)
     try:
-        yield
+        with compat.children_run(module, *arguments):
+            yield
     finally:
-        sys.argv, main.__spec__ = before[:2]
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            if name in before[2]:
-                os.environ[name] = before[2][name]
+            if name in before:
+                os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
         if starter() is None and dist.is_available() and dist.is_initialized():

@@ -21,6 +21,8 @@ from ..tracking.tracker import Row, Tracker
 
 STEPS_A_ROW = 50  # as often the tracker gets a row between the epochs; on a GPU it is waited for then
 
+STATE = ("rows", "since", "phase", "epochs_before", "steps_before")
+
 log = logging.getLogger(__name__)
 
 
@@ -40,17 +42,28 @@ class History(Callback):
         self.metric, self.mode = metric, mode
         self.tracker: Tracker | None = None  # rank 0 gets one
         self.rows: list[Row] = []
+        self.since = 0  # the first row that this metric could choose
         self.clock = Clock()
         self.epoch_clock = Clock()
         self.validated = False  # in this process
         self.validation: Row = {}  # of this epoch
+        self.phase = -1  # of a run that calls `fit` several times, the number of this call
+        self.more = False  # whether another call follows
+        self.epochs_before = self.steps_before = 0  # in the calls before this one
         self.ended = False  # the last call of `fit`, without an error
+
+    def begin(self, more: bool) -> None:
+        """The next call of `fit` counts its epochs and steps from 0: in the rows they go on."""
+        self.phase += 1
+        self.more = more
+        if self.rows:
+            self.epochs_before, self.steps_before = int(self.rows[-1]["epoch"]) + 1, int(self.rows[-1]["step"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = False
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ended = True
+        self.ended = not self.more
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.track_rows()
@@ -63,7 +76,7 @@ class History(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.tracker and self.tracker.details and trainer.is_global_zero and batch_idx == 0:
-            self.tracker.draw(pl_module, trainer.global_step)
+            self.tracker.draw(pl_module, self.steps_before + trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,7 +92,7 @@ class History(Callback):
                 row[f"step/lr{f'_{number}' if number else ''}"] = optimizer.param_groups[0]["lr"]
             if (loss := loss_of(outputs)) is not None:  # of this process's last batch
                 row["step/train_loss"] = float(loss) * trainer.accumulate_grad_batches
-            self.tracker.add(trainer.global_step, row)
+            self.tracker.add(self.steps_before + trainer.global_step, row)
             self.clock.restart()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,7 +101,11 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics, self.validation = dict(sorted((stage_metrics(trainer) | self.validation).items())), {}
-        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
+        place = {
+            "epoch": self.epochs_before + trainer.current_epoch,
+            "step": self.steps_before + trainer.global_step,
+        }
+        self.rows.append({**place, **metrics})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
         if self.tracker:
@@ -98,9 +115,10 @@ class History(Callback):
                 self.rows[-1]
                 | {"speed/epoch_s": self.epoch_clock.s(), "speed/examples_per_s": self.epoch_clock.examples_per_s()}
             )
-        if self.metric is not None and self.metric not in metrics and (self.validated or not validates(trainer)):
+        logged = {name for row in self.rows for name in row} - place.keys()
+        if self.metric is not None and self.metric not in logged and (self.validated or not validates(trainer)):
             trainer.save_checkpoint(self.last)  # to be resumed from
-            names = ", ".join(metrics) or "nothing"
+            names = ", ".join(sorted(logged)) or "nothing"
             raise UserError(
                 f"monitor.metric is {self.metric}, but the task has logged {names}. Log it with self.log(), or resume "
                 f"with another: run_dir={self.file.parent} monitor.metric=... monitor.mode=min (null for none)."
@@ -130,18 +148,21 @@ class History(Callback):
         atomic_write(self.file, text.getvalue())
 
     def best(self) -> Row:
-        """The row with the best monitored value, the last one if none is monitored; empty without rows."""
-        rows = [row for row in self.rows if self.metric in row and not math.isnan(row[self.metric])]
+        """The row of `best.ckpt`: the best monitored value, the last one if none is monitored; empty without rows."""
+        rows = [row for row in self.rows[self.since :] if self.metric in row and not math.isnan(row[self.metric])]
         if self.metric is None or not rows:
             return self.rows[-1] if self.rows else {}
         metric = self.metric
         return (min if self.mode == "min" else max)(rows, key=lambda row: row[metric])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"monitor": [self.metric, self.mode], **{name: getattr(self, name) for name in STATE}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        for name in STATE:
+            setattr(self, name, state_dict[name])
+        if state_dict["monitor"] != [self.metric, self.mode]:  # resumed with another: what is best begins again
+            self.since = len(self.rows)
 
 
 class Clock:

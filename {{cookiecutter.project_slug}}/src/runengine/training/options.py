@@ -74,6 +74,8 @@ def evaluation_trainer() -> pl.Trainer:
 
 
 def _check_names(options: dict[str, Any]) -> None:
+    if options.get("fast_dev_run"):
+        raise UserError("trainer.fast_dev_run leaves no checkpoint, so its run could not be used. Try debug=fdr.")
     known = inspect.signature(pl.Trainer).parameters
     for name in options:
         if name not in known:
@@ -109,6 +111,6 @@ def _take_of_device(options: dict[str, Any], task: pl.LightningModule) -> tuple[
     torch.set_float32_matmul_precision("high" if tensor_float else "highest")
     layout = device.layout(task, capability)
     if layout:
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.to(memory_format=torch.channels_last)
     fused = device.fused(capability, precision, options["gradient_clip_val"] is not None)
     return precision, [choice for choice in (*choices, tensor_float, layout, fused) if choice]

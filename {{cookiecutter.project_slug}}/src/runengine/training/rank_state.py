@@ -37,9 +37,7 @@ class RankState(Callback):
             sums = compat.logged_sums(trainer)
             for name, metric in _metrics(pl_module).items():
                 metrics[name] = {key: _on_cpu(value) for key, value in metric.metric_state.items()}
-        checkpoint["rank_states"] = distributed.gather(
-            {"random": _random_state(), "metrics": metrics, "sums": sums}
-        )
+        checkpoint["rank_states"] = distributed.gather({"random": _random_state(), "metrics": metrics, "sums": sums})
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

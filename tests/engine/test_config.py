@@ -1,0 +1,103 @@
+"""The configuration: every choice composes, every mistake gets one sentence before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SOURCE
+from hydra.errors import InstantiationException
+from hydra.utils import get_object
+from runengine import Run, compose
+from runengine.settings import project
+from runengine.settings.config import LIMITS, flatten
+from runengine.settings.errors import explain
+
+FILES = sorted(file for folder in project.conf_folders() for file in folder.glob("*/*.yaml"))
+ALL = sorted({f"{file.parent.name}={file.stem}" for file in FILES})
+SOURCES = [choice for choice in ALL if choice.startswith("source=")]  # of prepare
+CHOICES = [choice for choice in ALL if choice not in SOURCES]
+
+DEFAULT = compose("train")
+MODELS = ", ".join(project.choices("model"))
+MISTAKES = {
+    "optim.lrr=0.1": "optim.lrr is not a setting. Did you mean optim.lr?",
+    "+lr=0.1": "+lr adds a setting that nothing reads. Did you mean optim.lr? A setting of your own",
+    "+tracking.uri=x": "+tracking.uri adds a setting that nothing reads. ",
+    "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
+    "modelx=cnn": "modelx is not a setting.",
+    "optim.lr=fast": f"optim.lr must be a number such as {DEFAULT.optim.lr}, got 'fast'.",
+    "data.batch_size=1.5": f"data.batch_size must be a whole number such as {DEFAULT.data.batch_size}, got 1.5.",
+    "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
+    "optim.lr=-1": "optim.lr must be > 0, got -1.",
+    "monitor.mode=up": "monitor.mode must be min or max, got up.",
+    "data.batch_size=null": "data.batch_size must be a number >= 1, got None.",
+    "experiment_name=a/b": "experiment_name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'.",
+    "trainer.devices=0": "trainer.devices must be >= 1, got 0.",
+    "trainer.devices=3 data.batch_size=64": "data.batch_size must divide by the 3 devices, got 64. Try ",
+    "patience=0": "patience must be >= 1, got 0.",
+    "optim.lr": "'optim.lr' is not a setting. Write key=value, for example optim.lr=0.01.",
+}
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, *SOURCES])
+def test_every_choice_composes_and_names_things_that_exist(choice: str) -> None:
+    settings = dict(flatten(compose("prepare" if choice in SOURCES else "train", [choice])))
+    for key, value in settings.items():
+        if key.endswith("_target_"):
+            assert callable(get_object(value)), key
+
+
+@pytest.mark.parametrize(("typed", "sentence"), MISTAKES.items())
+def test_a_mistake_gets_one_sentence_before_torch_is_imported(typed: str, sentence: str) -> None:
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train', *{typed.split()!r}]\n"
+        "try: runpy.run_module('ml_project.train', run_name='__main__', alter_sys=True)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    lines = [line for line in answer.stderr.splitlines() if line.strip()]
+    assert answer.returncode == 1
+    assert answer.stdout == "False\n"
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith(f"error: {sentence}")
+    assert "write +" not in lines[0]
+
+
+def test_help_names_every_choice() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "ml_project.train", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    for choice in CHOICES:
+        group, _, name = choice.partition("=")
+        assert any(line.strip().startswith(f"{group}=") and name in line for line in shown.splitlines()), choice
+
+
+def test_the_tab_key_completes_settings() -> None:
+    program = "ml_project.train"
+    typed = "ml_project-train optim.l"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COMP_LINE": typed}
+    command = [sys.executable, "-m", program, "-sc", "query=bash"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    assert answer.split() == ["optim.lr="]
+
+
+def test_every_limit_is_of_a_setting_that_exists() -> None:
+    known = {key for choice in CHOICES for key, _ in flatten(compose("train", [choice]))}
+    known |= {key for key, _ in flatten(compose("prepare"))}
+    assert LIMITS.keys() <= known
+
+
+def test_what_the_owners_own_model_refuses_gets_one_sentence_and_nothing_is_written(
+    run_training: Callable[..., Run],
+) -> None:
+    with pytest.raises(InstantiationException) as error:
+        run_training("model=cnn", "model.dropout=1")
+    assert explain(error.value) == "ml_project.model.CNN cannot be built: dropout must be >= 0 and < 1, got 1."
+    assert not Path("runs").exists()

@@ -1,0 +1,234 @@
+"""The pages of a project: those on how to do something are followed to the letter, with one epoch in place of many.
+
+- a fenced block of `sh` is run, and must succeed;
+- a block of `python` or `yaml` after the name of a file is put at that file's end; where there is none, it is made;
+- a block of `diff` is applied to the file that was named last;
+- what is indented by four spaces, or a block of `py`, is not run here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import runengine
+import torch
+from conftest import SOURCE
+from runengine import Run, compose
+from runengine.machine import doctor
+from runengine.settings import project
+from runengine.settings.config import flatten
+
+ROOT = SOURCE.parent
+DOCS = ROOT / "docs"
+PAGES = ("experiment", "model", "metric", "sweep", "bring-your-own-data", "engine")
+QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
+ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", re.MULTILINE | re.DOTALL)
+
+# Imports what takes long once; then each line is a command of the package, run in a copy of this process.
+SERVER = """
+import importlib, json, os, runpy, sys
+import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
+for line in sys.stdin:
+    module, *arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        importlib.invalidate_caches()
+        out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2)
+        torch.set_num_threads(1)
+        sys.argv, status = [module, *arguments], 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Copy:
+    """A copy of the project, where a page is followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            cwd=folder,
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def run(self, command: str) -> None:
+        words = shlex.split(command, comments=True)
+        if words[:2] == ["python", "-m"]:
+            assert self.server.stdin
+            assert self.server.stdout
+            print(json.dumps([words[2], *quickly(words[3:], words[2])]), file=self.server.stdin, flush=True)
+            status, output = int(self.server.stdout.readline()), (self.folder / "output.txt").read_text()
+        else:
+            program = [sys.executable, *words[1:]] if words[0] == "python" else words
+            done = subprocess.run(program, cwd=self.folder, capture_output=True, text=True)
+            status, output = done.returncode, done.stdout + done.stderr
+        assert status == 0, f"{command}\n{output[-4000:]}"
+
+    def write(self, name: str, content: str) -> None:
+        """At the end of the file, or as a new one."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        before = f"{file.read_text(encoding='utf-8')}\n\n" if file.is_file() else ""
+        file.write_text(before + content, encoding="utf-8")
+
+    def change(self, name: str, diff: str) -> None:
+        file = self.folder / name
+        old = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[:1] in ("-", " "))
+        new = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[:1] in ("+", " "))
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        assert text.count(old) == 1, f"{name} does not have this once:\n{old}"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def quickly(overrides: list[str], module: str) -> list[str]:
+    if not module.endswith("train") or "--cfg" in overrides:
+        return overrides
+    typed = {override.partition("=")[0] for override in overrides}
+    added = {key for key in ALWAYS if key not in typed} | ({"search.trials"} if "search" in typed else set())
+    kept = [one for one in overrides if one.partition("=")[0] not in added]
+    if "run_dir" not in typed:  # that one is to go on for longer than before
+        kept = [f"{key}={QUICK[key]}" if (key := one.partition("=")[0]) in QUICK else one for one in kept]
+    return [*kept, *(f"{key}={QUICK[key]}" for key in sorted(added)), "trainer=cpu", "tracking=off"]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Copy]:
+    folder = tmp_path_factory.mktemp("followed")
+    shutil.copytree(processed, folder / "data/processed")
+    (folder / "pyproject.toml").write_text('[tool.runengine]\npackage = "ml_project"\n', encoding="utf-8")
+    (folder / "src").mkdir()  # Python would remember that it was not there
+    copy = Copy(folder)
+    with copy.server:  # its end closes the pipes, which ends it
+        yield copy
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_can_be_followed(page: str, origin: Copy) -> None:
+    shutil.rmtree(origin.folder / "src", ignore_errors=True)
+    shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    file, num_commands = "", 0
+    for kind, content, name in FENCE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8")):
+        if name:
+            file = name
+        elif kind == "sh":
+            for command in content.splitlines():
+                origin.run(command)
+                num_commands += 1
+        elif kind == "diff":
+            origin.change(file, content)
+        elif kind in ("python", "yaml"):
+            origin.write(file, content)
+    assert num_commands > 1
+
+
+def test_the_lines_for_a_notebook_give_the_trained_task_and_its_data(run_training: Callable[..., Run]) -> None:
+    run = run_training("trainer.max_epochs=1")
+    page = (DOCS / "engine.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(lines, found)  # noqa: S102
+    assert found["run"].folder == run.folder
+    state = torch.load(run.best, weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found["task"].state_dict().items())
+    images, _ = next(iter(found["data"].val_dataloader()))
+    assert found["task"](images).shape == (len(images), found["cfg"].data.num_classes)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^[a-z-]+$", index, re.MULTILINE))
+    assert listed == {file.stem for file in DOCS.glob("*.md")} - {"index"}
+
+
+def test_every_setting_is_in_the_reference_with_its_default() -> None:
+    page = reference.settings()
+    for group in project.groups():
+        program = "prepare" if group == "source" else "train"
+        for name in runengine.choices(group):
+            assert f"### {group}={name}\n" in page
+            for key, _ in flatten(compose(program, [f"{group}={name}"])):
+                known = key.endswith(("_target_", "_partial_")) or f"| `{key}` |" in page
+                assert known or any(f"| `{above}` |" in page for above in parents(key)), key
+    assert "| `monitor.metric` | `val/loss` | text | a name the task logs; null: " in page  # the owner's value
+    batch_size = compose("train").data.batch_size
+    assert f"| `data.batch_size` | `{batch_size}` | \\>= 1 | over all devices together |" in page
+
+
+def parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def test_every_check_of_the_doctor_has_what_fixes_it() -> None:
+    sections = re.split(r"^## ", reference.checks(), flags=re.MULTILINE)[1:]
+    assert [section.splitlines()[0] for section in sections] == [check.name for check in doctor.CHECKS]
+    for section in sections:
+        assert re.search(r"^\*.*\*$", section, re.MULTILINE), section
+        assert section.count("\n\n") > 1, section
+
+
+def test_the_reference_names_shapes_and_units() -> None:
+    page = reference.modules()
+    assert "{py:class} CNN(image_shape: Sequence[int], num_classes: int, channels: int, dropout: float)" in page
+    assert "- `image_shape`: C, H, W; H and W at least 4." in page
+    assert "{py:method} forward(images_BCHW: Tensor) -> Tensor" in page
+
+
+def test_the_reference_has_what_the_engine_offers_and_nothing_else_of_it() -> None:
+    page = reference.modules()
+    engine = page[page.index("\n## runengine\n") :]
+    offered = re.findall(r"^:{5}\{py:(?:function|class)\} (\w+)", engine, re.MULTILINE)
+    assert offered == [*runengine.HOMES, "assert_resumes_exactly"]
+    page = (DOCS / "engine.md").read_text(encoding="utf-8")
+    assert [name for name in offered if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize(("comment", "shown"), [
+    ("a|b *c* <d>", r"a\|b \*c\* \<d\>"), ("`x|y`", r"`x\|y`"), ("", "")
+])  # fmt: skip
+def test_a_comment_stays_text(comment: str, shown: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"# what it is\na: 1{'  # ' if comment else ''}{comment}\n", encoding="utf-8")
+    option = reference.read_option(file, "mine.")
+    assert option.about == ["what it is"]
+    assert f"| `mine.a` | `1` | a whole number | {shown} |" in reference.table(option.settings)[0]
+
+
+def test_a_file_of_settings_may_be_empty_and_a_setting_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("# nothing yet\n", encoding="utf-8")
+    assert reference.read_option(file, "mine.") == (["nothing yet"], "", "", [])
+    file.write_text("a:  # not set\nb:\n  # first\n  c: [1, 2]  # second\n", encoding="utf-8")
+    rows = reference.read_option(file, "mine.").settings
+    assert [(row.key, row.default, row.comment) for row in rows] == [
+        ("mine.a", "", "not set"),
+        ("mine.b.c", "[1, 2]", "first second"),
+    ]

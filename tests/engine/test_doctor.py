@@ -1,0 +1,771 @@
+"""Each check of `make doctor` where all is well and where it is not: made so for real where that can be done here,
+else from what nvidia-smi, NVML and PyTorch were recorded, or are documented, to say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runengine import manifest
+from runengine.machine import (
+    check_devices,
+    check_setup,
+    check_system,
+    checks,
+    collect_env,
+    collect_services,
+    collect_torch,
+    doctor,
+)  # fmt: skip
+from runengine.machine.checks import Check, Result
+from runengine.machine.collect_env import Answer, Machine, Python, Smi
+from runengine.machine.doctor import examine
+from runengine.machine.readings import Reading, Steps, attempt
+from runengine.settings import cpu_limits, errors
+
+SOURCE = Path(doctor.__file__).parents[2]
+A100, H100 = ("NVIDIA A100-SXM4-40GB", "8.0"), ("NVIDIA H100 80GB HBM3", "9.0")
+CU126_ARCHS = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+BROKEN_DRIVER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+    "Make sure that the latest NVIDIA driver is installed and running."
+)
+Make = Callable[..., Machine]
+Gpus = tuple[tuple[str, str], ...]
+
+
+def torch_readings(gpus: Gpus, build: str = "cu126") -> dict[str, Reading]:
+    """What the child says where these GPUs are and all is well."""
+    cuda = f"{build[2:-1]}.{build[-1]}" if build.startswith("cu") else None
+    readings = {
+        "build": Reading({"version": f"2.13.0+{build}", "cuda": cuda, "num_threads": 1}),
+        "gpus": Reading({"gpus": gpus, "archs": CU126_ARCHS, "no_peer": [], "reason": ""}),
+        "cpu fp32": Reading(1.4e-7),
+    }
+    for index in range(len(gpus)):
+        device = f"cuda:{index}"
+        readings |= {
+            f"{device} fp32": Reading(2e-7),
+            f"{device} tf32": Reading(3e-4),
+            f"{device} bf16": Reading(1.6e-3),
+        }
+        readings |= {f"{device} convolution": Reading(3e-4), f"{device} pinned": Reading(True)}
+    return readings
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A project that asks for this; `readings` replace what the machine would say."""
+
+    def machine(cuda: str = "cu126", env_manager: str = "venv", **readings: Any) -> Machine:
+        asked = {"python": "3.11", "env_manager": env_manager, "cuda": cuda, "driver": "525.60.13"}
+        lines = [f'{key} = "{value}"' for key, value in {**asked, "capability": "5.0-9.0"}.items()]
+        settings = '[project]\nrequires-python = ">=3.11,<3.14"\n[tool.ml-template]\n' + "\n".join(lines)
+        (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
+        here = Machine(tmp_path)
+        here.smi = Smi((), "", "there is no nvidia-smi")
+        here.python = Python("3.11.7", tmp_path / ".venv", "venv", ())
+        for name, reading in readings.items():
+            setattr(here, name, reading)
+        return here
+
+    return machine
+
+
+def gpu_machine(make: Make, *gpus: tuple[str, str], driver: str = "550.54.15", **readings: Any) -> Machine:
+    return make(**{"smi": Smi(gpus or (A100,), driver, ""), "torch": torch_readings(gpus or (A100,)), **readings})
+
+
+def read(steps: Steps) -> dict[str, Reading]:
+    """In this process, which has imported what they need."""
+    return {name: attempt(step) for name, step in steps}
+
+
+def assert_wrong(result: Result, found: str, fix: str = "") -> None:
+    assert (result.state, found in result.found, fix in result.fix) == ("wrong", True, True), result
+    assert result.why
+    assert result.fix
+
+
+def assert_well(result: Result, found: str = "") -> None:
+    assert result.state == "well", result
+    assert found in result.found
+
+
+def run_doctor(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runengine", "doctor", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), **env}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+# The environment
+
+
+@pytest.mark.parametrize(("found", "manager", "state"), [
+    ("3.11.7", "uv", "well"),
+    ("3.12.1", "venv", "well"),  # setup took what was there
+    ("3.12.1", "uv", "wrong"),  # uv would have fetched the right one
+    ("3.10.12", "venv", "wrong"),
+    ("3.14.0", "poetry", "wrong"),
+])  # fmt: skip
+def test_python_is_one_that_will_do(make: Make, found: str, manager: str, state: str) -> None:
+    here = make(env_manager=manager, python=Python(found, Path(), manager, ()))
+    assert check_setup.python(here).state == state
+    assert f"Python {found}" in check_setup.python(here).found
+
+
+def test_the_environment_is_the_one_of_this_project(make: Make, tmp_path: Path) -> None:
+    maker = collect_env.python(tmp_path).made_by
+    manager = {"virtualenv": "poetry"}.get(maker, maker)
+    here = make(env_manager=manager, python=collect_env.python(tmp_path))
+    place = tmp_path / (".conda" if manager == "conda" else ".venv")
+    assert_wrong(check_setup.environment(here), f"Python runs in {sys.prefix}, not in this project's", "make setup")
+    place.mkdir()
+    assert_wrong(check_setup.environment(here), "not in this project's", ". scripts/activate.sh")
+    place.rmdir()
+    place.symlink_to(sys.prefix)
+    for lock in ("poetry.lock", "uv.lock"):
+        (tmp_path / lock).touch()
+    assert_well(check_setup.environment(here), f"made by {manager}")
+
+
+@pytest.mark.parametrize(("manager", "maker"), [("poetry", "virtualenv"), ("uv", "uv")])
+def test_manager_and_lock_file_are_those_of_the_project(make: Make, tmp_path: Path, manager: str, maker: str) -> None:
+    here = make(env_manager=manager, python=Python("3.11.7", tmp_path / ".venv", maker, ()))
+    assert_wrong(check_setup.environment(here), f"{manager}.lock is missing", "make setup")
+    (tmp_path / f"{manager}.lock").touch()
+    assert_well(check_setup.environment(here), f"from {manager}.lock")
+    here.python = here.python._replace(made_by="venv")
+    assert_wrong(
+        check_setup.environment(here), f"made by venv, but the project asks for {manager}", "make clean-env setup"
+    )
+
+
+def test_packages_from_elsewhere_are_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'src'}{os.pathsep}{tmp_path / 'nowhere'}")
+    assert_well(check_setup.packages(make(python=collect_env.python(tmp_path))))
+    elsewhere = tmp_path.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    here = make(python=collect_env.python(tmp_path))
+    assert_wrong(check_setup.packages(here), f"PYTHONPATH={elsewhere}", "unset PYTHONPATH")
+    # an environment that lets the system's packages in
+    monkeypatch.delenv("PYTHONPATH")
+    venv = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / ".venv")]
+    subprocess.run(venv, check=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\nfrom pathlib import Path\n"
+        "from runengine.machine import collect_env\n"
+        f"print(collect_env.python(Path({str(tmp_path)!r})))"
+    )
+    program = tmp_path / (".venv/Scripts/python.exe" if os.name == "nt" else ".venv/bin/python")
+    environment = {**os.environ, "PYTHONUSERBASE": str(tmp_path / "nobody")}
+    done = subprocess.run([str(program), "-c", code], capture_output=True, text=True, env=environment)
+    assert "include-system-site-packages" in done.stdout, done.stderr
+    here.python = Python(
+        "3.11.7", tmp_path / ".venv", "venv", ("include-system-site-packages = true in .venv/pyvenv.cfg",)
+    )
+    assert_wrong(check_setup.packages(here), "include-system-site-packages", "make clean-env setup")
+
+
+def test_an_edited_engine_is_named_and_a_missing_file_is_wrong(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tmp_path / "src/runengine"
+    shutil.copytree(SOURCE / "runengine", engine, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    manifest.write(engine)
+    assert_well(check_setup.engine(make()), ", unchanged")
+    (engine / "rerun.py").write_text("# ours\n", encoding="utf-8")
+    assert_well(check_setup.engine(make()), ", edited: rerun.py")
+    (engine / "model_card.py").unlink()
+    missing = check_setup.engine(make())
+    assert_wrong(missing, "model_card.py (missing)", "\ngit checkout HEAD -- src/runengine/model_card.py")
+    (engine / "MANIFEST").unlink()
+    assert_wrong(check_setup.engine(make()), "MANIFEST is missing or damaged", "src/runengine/MANIFEST")
+
+
+def test_a_system_cuda_before_pytorchs_own_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compat, cuda = tmp_path / "compat", tmp_path / "cuda-11.8/lib64"
+    compat.mkdir()
+    (compat / "libcuda.so.1").touch()  # a newer driver's library: wanted
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{compat}:{cuda}")
+    assert_well(check_setup.libraries(make()))
+    cuda.mkdir(parents=True)
+    (cuda / "libcudart.so.11.0").touch()
+    assert_wrong(check_setup.libraries(make()), f"{cuda}/libcudart.so.11.0", "unset LD_LIBRARY_PATH")
+    assert check_setup.libraries(make(cuda="cpu")).state == "skipped"
+
+
+# PyTorch, driver, GPUs
+
+
+def test_the_build_of_pytorch_is_the_one_asked_for(make: Make) -> None:
+    assert_well(check_devices.build(make(torch=torch_readings(()))), "PyTorch 2.13.0+cu126, build cu126, as asked for")
+    other = check_devices.build(make(cuda="cu130", torch=torch_readings(())))
+    assert_wrong(other, "PyTorch 2.13.0+cu126 is the build cu126, but pyproject.toml asks for cu130", "make clean-env")
+    conda = make(torch=torch_readings((), "cu129"), python=Python("3.11.7", Path(), "conda", ()))
+    assert_well(check_devices.build(conda))
+
+
+@pytest.mark.parametrize(("asked", "fix"), [("cpu", "make switch CUDA=auto"), ("cu126", "make clean-env setup")])
+def test_a_cpu_wheel_on_a_gpu_machine_is_called_so(make: Make, asked: str, fix: str) -> None:
+    here = gpu_machine(make, cuda=asked, torch=torch_readings((), "cpu"))
+    assert_wrong(
+        check_devices.build(here), f"CPU wheel on a GPU machine: PyTorch 2.13.0+cpu, but {A100[0]} is here", fix
+    )
+    here.quick = True  # a setup is not refused for what was chosen
+    assert check_devices.build(here).state == ("well" if asked == "cpu" else "wrong")
+
+
+@pytest.mark.parametrize(("said", "state", "found"), [
+    ("470.1, 8.0, NVIDIA A100-SXM4-40GB", "wrong", "driver too old for this build: have 470.1, need 525.60.13"),
+    ("525.60.13, 8.0, NVIDIA A100-SXM4-40GB", "well", "525.60.13"),
+    ("470.223.02, NVIDIA A100-SXM4-40GB", "wrong", "have 470.223.02"),  # drivers before 510 tell no capability
+    (BROKEN_DRIVER, "wrong", "couldn't communicate with the NVIDIA driver"),
+    ("Failed to initialize NVML: Driver/library version mismatch", "wrong", "version mismatch"),
+    ("No devices were found", "skipped", "login node"),
+    (None, "skipped", "there is no nvidia-smi. Fine on a login node"),
+])  # fmt: skip
+def test_the_driver_is_new_enough(
+    make: Make, said: str | None, state: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvidia-smi is a program that prints what nvidia-smi was seen to print; a field it does not know it refuses."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(collect_env, "WSL_DRIVER", str(tmp_path / "wsl"))
+    if said is not None:
+        old = said.startswith("470.223")
+        refusal = (
+            'case "$*" in *compute_cap*) echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2;; esac\n'
+        )
+        folder = tmp_path / "wsl"  # as on WSL, where it is not on PATH
+        folder.mkdir()
+        (folder / "nvidia-smi").write_text(f'#!/bin/sh\n{refusal if old else ""}echo "{said}"\n', encoding="utf-8")
+        (folder / "nvidia-smi").chmod(0o755)
+    here = make(torch=torch_readings(()))
+    del here.smi
+    result = check_devices.driver(here)
+    assert (result.state, found in result.found) == (state, True), result
+    assert check_devices.driver(make(cuda="cpu")).state == "skipped"
+
+
+def test_an_old_driver_with_cudas_compat_libraries_will_do(make: Make) -> None:
+    assert_well(check_devices.driver(gpu_machine(make, driver="470.1")), "compat")
+
+
+@pytest.mark.parametrize(("capability", "archs", "has"), [
+    ("8.0", CU126_ARCHS, True),
+    ("8.9", CU126_ARCHS, True),  # runs the code of 8.6
+    ("12.0", CU126_ARCHS, False),
+    ("3.7", CU126_ARCHS, False),
+    ("12.0", ["sm_90", "compute_90"], True),  # PTX, translated by the driver
+    ("9.0", ["sm_90a"], True),
+    ("10.3", ["sm_100a"], False),
+    ("10.3", ["sm_100f"], True),
+    ("8.0", [], True),
+    ("12.0", [], False),  # 5.0-9.0, of pyproject.toml
+])  # fmt: skip
+def test_the_wheel_has_code_for_the_gpu(make: Make, capability: str, archs: list[str], has: bool) -> None:
+    gpu = ("NVIDIA GPU", capability)
+    here = gpu_machine(make, gpu)
+    here.torch["gpus"] = Reading({"gpus": [gpu], "archs": archs, "no_peer": [], "reason": ""})
+    result = check_devices.gpus(here)
+    if has:
+        assert_well(result, capability)
+    else:
+        assert_wrong(result, f"wheel has no code for this GPU: NVIDIA GPU, compute capability {capability}")
+
+
+def test_gpus_that_pytorch_does_not_see_are_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = gpu_machine(make, torch=torch_readings(()))
+    here.torch["gpus"] = Reading({"gpus": [], "archs": [], "no_peer": [], "reason": "No CUDA GPUs are available"})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert_wrong(check_devices.gpus(here), "can use none of the 1 GPUs: No CUDA GPUs are available")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert_wrong(check_devices.gpus(here), "can use none", "unset CUDA_VISIBLE_DEVICES")
+
+
+def test_products_are_compared_with_float64(make: Make) -> None:
+    """Real ones on the CPU; constructed errors just where rounding no longer explains them."""
+    here = make(torch=read(collect_torch.torch_steps()))
+    assert_well(check_devices.arithmetic(here), "cpu fp32")
+    assert_well(check_devices.convolution(here), "cpu convolution")
+    for kind, error in {"fp32": 2e-6, "tf32": 2e-2, "bf16": 0.2, "fp8": 0.2, "fp16": float("nan")}.items():
+        bad = gpu_machine(make, torch=torch_readings((A100,)) | {f"cuda:0 {kind}": Reading(error)})
+        assert_wrong(check_devices.arithmetic(bad), f"cuda:0 {kind} is wrong: relative error {error:.0e}")
+    bad = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 convolution": Reading(0.05)})
+    assert_wrong(check_devices.convolution(bad), "cuda:0 convolution is wrong")
+
+
+def test_a_product_that_fails_says_why(make: Make) -> None:
+    no_code = "AcceleratorError: CUDA error: no kernel image is available for execution on the device"
+    cudnn = "RuntimeError: cuDNN error: CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH"
+    for name, said, check, found in (
+        ("cuda:0 fp32", no_code, check_devices.arithmetic, "wheel has no code for this GPU (cuda:0)"),
+        ("cuda:0 convolution", cudnn, check_devices.convolution, cudnn),
+    ):
+        here = gpu_machine(make, torch=torch_readings((A100,)) | {name: Reading(None, said, True)})
+        assert_wrong(check(here), found)
+    unsure = Reading(None, "TypeError: _scaled_mm() got an unexpected keyword argument", False)
+    here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 fp8": unsure})
+    assert examine(Check("arithmetic", check_devices.arithmetic), here) == Result(
+        "unknown", f"cuda:0 fp8: {unsure.error}"
+    )
+
+
+@pytest.mark.parametrize(("code", "found"), [
+    ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12: cannot open shared object"),
+    ("import os; os.kill(os.getpid(), 4)", "the process was ended by SIGILL"),
+    ("import os; os._exit(3)", "it ended without a word"),
+])  # fmt: skip
+def test_a_pytorch_that_cannot_be_imported_ends_nothing(code: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "broken/torch").mkdir(parents=True)
+    (tmp_path / "broken/torch/__init__.py").write_text(code, encoding="utf-8")
+    done = run_doctor("--quick", "--json", PYTHONPATH=f"{SOURCE}{os.pathsep}{tmp_path / 'broken'}")
+    results = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert results["PyTorch"]["state"] == "wrong"
+    assert found in results["PyTorch"]["found"]
+    assert results["arithmetic"]["state"] == "unknown"
+    assert f"PYTHONPATH={tmp_path / 'broken'}" in results["packages"]["found"]
+
+
+def test_processes_over_gloo_add_as_they_do_over_nccl(make: Make) -> None:
+    here = gpu_machine(make, A100, A100)
+    here.collective = collect_env.child("collective", "gloo", "2")
+    assert_well(check_devices.together(here), "NCCL adds over 2 GPUs")
+    here.torch["gpus"].value["no_peer"] = [[0, 1]]
+    assert_well(check_devices.together(here), "no direct way between [[0, 1]]")
+    here.collective = {"collective": Reading(None, "no answer within 60 s")}
+    assert_wrong(check_devices.together(here), "NCCL over 2 GPUs: no answer within 60 s", "NCCL_P2P_DISABLE=1")
+    here.collective = {"collective": Reading(2.0)}
+    assert_wrong(check_devices.together(here), "the sum is 2.0, not 3.0")
+    assert check_devices.together(gpu_machine(make)).state == "skipped"
+
+
+def test_pinned_memory_reaches_the_gpu(make: Make) -> None:
+    assert_well(check_devices.pinned(gpu_machine(make)))
+    failed = Reading(None, "RuntimeError: CUDA error: OS call failed or operation not supported on this OS", True)
+    here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 pinned": failed})
+    assert_wrong(check_devices.pinned(here), "OS call failed", "ulimit -l")
+    assert check_devices.pinned(make(torch=torch_readings(()))).state == "skipped"
+
+
+def nvml(free: int, reasons: int | None = 1) -> dict[str, Reading]:
+    holders = [["python", 4711, 30 * 2**30], ["process", 4712, None]]
+    gpu = {"name": A100[0], "total": 40 * 2**30, "free": free, "holders": holders, "reasons": reasons}
+    return {"0": Reading(gpu)}
+
+
+def test_who_holds_the_gpus_memory_is_named(make: Make) -> None:
+    here = gpu_machine(make, nvml=nvml(30 * 2**30))
+    assert_well(
+        check_devices.gpu_memory(here), "GPU 0: 30.0 GiB of 40.0 GiB free, held by python 4711 30.0 GiB, process 4712"
+    )
+    here.nvml = nvml(2**30)
+    assert_wrong(check_devices.gpu_memory(here), "1.0 GiB of 40.0 GiB free, held by python 4711", "kill 4711 4712")
+    here.nvml = {"nvml": Reading(error="pynvml.NVMLError_LibraryNotFound: NVML Shared Library Not Found")}
+    assert examine(Check("GPU memory", check_devices.gpu_memory), here).state == "unknown"
+
+
+@pytest.mark.parametrize(("reasons", "state"), [
+    (0, "well"), (0x1, "well"), (0x2 | 0x4 | 0x10 | 0x100, "well"), (None, "skipped"),
+    (0x8, "wrong"), (0x20, "wrong"), (0x40 | 0x1, "wrong"), (0x80, "wrong"),
+])  # fmt: skip
+def test_clocks_that_are_held_back_are_wrong_idle_ones_are_not(make: Make, reasons: int | None, state: str) -> None:
+    assert check_devices.gpu_clocks(gpu_machine(make, nvml=nvml(2**30, reasons))).state == state
+
+
+def test_no_nvml_here_is_told(make: Make) -> None:
+    assert check_devices.gpu_memory(make()).state == check_devices.gpu_clocks(make()).state == "skipped"
+
+
+def test_torch_compile_needs_a_compiler(make: Make) -> None:
+    """What it said here without one; to try it takes ten seconds, with one half a minute."""
+    said = "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')"
+    here = make(compile={"compile": Reading(None, f"InductorError: InvalidCxxCompiler: {said}", True)})
+    assert_wrong(check_devices.compiling(here), "torch.compile finds no C++ compiler", "g++")
+    here.compile = {"compile": Reading(12.3)}
+    assert_well(check_devices.compiling(here), "in 12 s")
+    here.compile = {"compile": Reading(None, "AssertionError: Tensor-likes are not close!", False)}
+    assert_wrong(check_devices.compiling(here), "not close")
+    here.compile = {"compile": Reading(error="no answer within 180 s")}
+    assert examine(Check("torch.compile", check_devices.compiling), here).state == "unknown"
+
+
+# The machine around it
+
+BROKEN_PLACE = """
+import json, os, sys
+from pathlib import Path
+from runengine.machine import check_setup, check_system, collect_env
+from runengine.machine.readings import Reading
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+machine = collect_env.Machine(Path())
+machine.torch = {"build": Reading({"num_threads": 4})}
+of_system = (check_system.disk, check_system.shared_memory, check_system.descriptors, check_system.cores)
+checks = (*of_system, check_setup.mlflow)
+print(json.dumps([check(machine) for check in checks]))
+"""
+
+
+def test_a_full_disk_a_tiny_dev_shm_few_descriptors_and_one_core(workplace: Path) -> None:
+    """All of them real, in one process with mounts, limits and cores of its own."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        allowed = (
+            subprocess.run([*unshare, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+        )
+    except OSError:
+        allowed = False
+    if not allowed:
+        pytest.skip("this system lets nobody mount (unshare --user --mount)")
+    (workplace / "runs").mkdir()
+    (workplace / "sealed").mkdir()
+    script = (
+        "mount -t tmpfs -o size=4m tmpfs runs && mount -t tmpfs -o size=64m tmpfs /dev/shm && "
+        "cp mlflow.db sealed && mount --bind sealed sealed && mount -o remount,ro,bind sealed && "
+        'ulimit -S -n 256 && exec "$@"'
+    )
+    command = [*unshare, "sh", "-c", script, "sh", sys.executable, "-c", BROKEN_PLACE]
+    sealed = f"sqlite:///{workplace}/sealed/mlflow.db"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "MLFLOW_TRACKING_URI": sealed}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    disk, shared, files, one_core, store = (Result(*result) for result in json.loads(done.stdout))
+    assert_wrong(disk, "runs: OSError: [Errno 28] No space left on device", "df -h")
+    assert_wrong(shared, "64 MiB free in /dev/shm, 588 MiB wanted", "--shm-size=1g")
+    assert_wrong(files, "only 256 open files at a time, 1024 wanted", "ulimit -n 1024")
+    found = f"1 of {os.cpu_count()} cores may be used (set by the CPU affinity of this process); PyTorch takes 4"
+    assert_wrong(one_core, found, "export OMP_NUM_THREADS=1")
+    assert_wrong(store, "attempt to write a readonly database")
+
+
+def test_a_roomy_place_is_well(make: Make, workplace: Path) -> None:
+    here = make(torch=torch_readings(()))
+    assert_well(check_system.disk(here), "8 MiB written in")
+    assert not [file for file in workplace.iterdir() if file.name.startswith(".doctor")]
+    assert_well(check_system.cores(here), "PyTorch takes 1")
+    for name in ("shared_memory", "descriptors", "memory"):
+        limits = {
+            "SHARED_BYTES": 2**20,
+            "LEAST_DESCRIPTORS": 16,
+            "LEAST_MEMORY_BYTES": 2**20,
+        }  # whatever runs the tests
+        with pytest.MonkeyPatch.context() as patch:
+            for limit, value in limits.items():
+                patch.setattr(check_system, limit, value)
+            assert_well(getattr(check_system, name)(here))
+
+
+@pytest.mark.parametrize(("change", "found"), [
+    ({"free": 2**20}, "1 MiB free"),
+    ({"write_s": 9.0}, "written in 9.00 s"),
+    ({"same": False}, "free"),
+])  # fmt: skip
+def test_a_slow_small_or_lying_disk_is_wrong(make: Make, change: dict[str, Any], found: str) -> None:
+    disk = {"folder": "/x", "free": 2**40, "device": 1, "write_s": 0.1, "read_s": 0.1, "same": True}
+    assert_well(check_system.disk(make(disk={"data": Reading(disk)})))
+    assert_wrong(check_system.disk(make(disk={"data": Reading(disk | change)})), found)
+    hangs = {"data": Reading(error="no answer within 20 s")}
+    assert_wrong(check_system.disk(make(disk=hangs)), "data: no answer within 20 s")
+
+
+@pytest.mark.parametrize(("files", "line", "quota", "left"), [
+    # version 2, in a container: its own path is the root, the limit stands above
+    ({"cpu.max": "150000 100000", "memory.max": "1000", "memory.current": "900"}, "0::/", 1.5, (1000, 100)),
+    ({"a/cpu.max": "max 100000", "cpu.max": "400000 100000", "a/memory.max": "max", "a/memory.current": "5"},
+     "0::/a", 4.0, None),
+    # version 1, with the host's path, which is not mounted
+    ({"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+     "4:cpu,cpuacct:/docker/abc", 2.0, None),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/", None, None),
+    ({"memory/j/memory.limit_in_bytes": "1000", "memory/j/memory.usage_in_bytes": "400",
+      "memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "5"},
+     "9:memory:/j", None, (1000, 600)),
+])  # fmt: skip
+def test_limits_of_cgroups_are_found(
+    files: dict[str, str], line: str, quota: float | None, left: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text + "\n", encoding="utf-8")
+    (tmp_path / "process").write_text(line + "\n", encoding="utf-8")
+    assert cpu_limits.cpu_quota(tmp_path / "process", tmp_path / "groups") == quota
+    assert cpu_limits.memory_left(tmp_path / "process", tmp_path / "groups") == left
+    assert cpu_limits.cpu_quota(tmp_path / "not Linux", tmp_path) is None
+
+
+def test_the_least_limit_of_cores_counts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(cpu_limits, "cpu_quota", lambda: 2.5)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert cpu_limits.allowed_cores() == (2, "the CPU quota of its cgroup")
+    monkeypatch.setattr(cpu_limits, "cpu_quota", lambda: None)
+    assert cpu_limits.allowed_cores() == (16, "the CPU affinity of this process")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    assert cpu_limits.allowed_cores() == (4, "SLURM_CPUS_PER_TASK")
+    here = make(torch=torch_readings(()))
+    here.torch["build"].value["num_threads"] = 8
+    assert_wrong(
+        check_system.cores(here), "4 of 64 cores may be used (set by SLURM_CPUS_PER_TASK)", "OMP_NUM_THREADS=4"
+    )
+
+
+def test_too_little_memory_in_the_cgroup_is_wrong(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_system, "memory_left", lambda: (4 * 2**30, 2**30))
+    assert_wrong(check_system.memory(make()), "1.0 GiB of 4.0 GiB free (the cgroup of this process)", "--mem=16G")
+
+
+# MLflow, DVC, git, Hydra, TensorFlow
+
+
+def with_mlflow(make: Make) -> Machine:
+    """What its steps read here."""
+    return make(mlflow=read(collect_services.mlflow_steps()))
+
+
+def test_mlflows_database_is_read_without_changing_it(make: Make, workplace: Path) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    file = workplace / "mlflow.db"
+    before = file.read_bytes()
+    assert_well(check_setup.mlflow(with_mlflow(make)), "can be written")
+    assert file.read_bytes() == before
+    for revision, found in {"0123456789ab": "of a newer MLflow", "451aebb31d03": "of an older MLflow"}.items():
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        assert_wrong(check_setup.mlflow(with_mlflow(make)), f"{found} ({revision}, wanted")
+    file.write_bytes(b"no database" * 1000)
+    assert_wrong(check_setup.mlflow(with_mlflow(make)), "file is not a database", "make sync")
+    file.unlink()
+    assert_well(check_setup.mlflow(with_mlflow(make)), "is not there yet")
+
+
+def test_an_mlflow_server_answers_or_not(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # pragma: allowlist secret
+    result = check_setup.mlflow(with_mlflow(make))
+    assert_wrong(result, "MLflow at http://127.0.0.1:9 did not take it: nobody answers there", "MLFLOW_TRACKING_URI")
+    assert "secret" not in str(result)
+    answer = {"uri": "http://x", "trouble": "", "server": "3.17.2", "client": "3.17.2"}
+    readings = {"address": Reading("http://x"), "server": Reading(answer)}
+    assert_well(check_setup.mlflow(make(mlflow=readings)), "http://x answers, version 3.17.2 (here 3.17.2)")
+    assert check_setup.mlflow(make(mlflow={"address": Reading(None)})).state == "skipped"
+
+
+@pytest.mark.parametrize(("url", "state", "found"), [
+    ("../../data", "well", "which the first `make push` makes"),
+    ("s3://CHANGE-ME/x", "wrong", "the address of the remote was never set: s3://CHANGE-ME/x"),
+    ("http://127.0.0.1:9/x", "wrong", "the remote does not answer: ClientConnectorError"),
+    ("", "skipped", "no remote is set"),
+])  # fmt: skip
+def test_dvcs_remote_answers_or_not(make: Make, tmp_path: Path, url: str, state: str, found: str) -> None:
+    assert check_setup.dvc(make()).state == "skipped"
+    (tmp_path / ".dvc").mkdir()
+    text = f"[core]\n    remote = data\n['remote \"data\"']\n    url = {url}\n" if url else ""
+    (tmp_path / ".dvc/config").write_text(text, encoding="utf-8")
+    result = check_setup.dvc(make(dvc=read(collect_services.dvc_steps(str(tmp_path)))))
+    assert (result.state, found in result.found) == (state, True), result
+
+
+def test_git_knows_who_commits(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    for name in ("NAME", "EMAIL"):
+        monkeypatch.delenv(f"GIT_AUTHOR_{name}", raising=False)
+    assert check_setup.git(make()).state == "skipped"
+    subprocess.run([shutil.which("git") or "git", "init", "-q", str(tmp_path)], check=True)
+    assert_wrong(
+        check_setup.git(make()), "git does not know who you are", 'git config --global user.email "you@example.com"'
+    )
+    (tmp_path / "gitconfig").write_text("[user]\nname = A\nemail = a@b.c\n", encoding="utf-8")
+    assert_well(check_setup.git(make()))
+
+
+def test_hydra_finds_the_plugins_or_says_which_is_broken(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_well(check_setup.hydra(make()))
+    (tmp_path / "other/hydra_plugins/broken").mkdir(parents=True)
+    (tmp_path / "other/hydra_plugins/broken/__init__.py").write_text("import nowhere\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+    assert_wrong(check_setup.hydra(make()), "hydra_plugins.broken")
+    found = [
+        "hydra_plugins.runengine.Sweep",
+        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    ]
+    assert_wrong(
+        check_setup.hydra(make(hydra={"plugins": Reading(found)})), "Hydra does not find hydra_submitit_launcher"
+    )
+
+
+STAND_IN = """
+__version__ = "2.21.0"
+from contextlib import nullcontext as device
+class test: is_built_with_cuda = staticmethod(lambda: False)
+class config: list_physical_devices = staticmethod(lambda kind: [])
+ones = lambda shape: 1.0
+matmul = lambda one, other: {product}
+reduce_all = lambda truth: truth
+"""
+
+
+def test_tensorflow_multiplies_where_it_is_installed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for it: the real one is not among this project's packages."""
+    assert check_devices.tensorflow(make(tensorflow={})).state == "skipped"
+    (tmp_path / "other/tensorflow").mkdir(parents=True)
+    module = tmp_path / "other/tensorflow/__init__.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    module.write_text(STAND_IN.format(product="64.0"), encoding="utf-8")
+    assert_well(check_devices.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
+    here = gpu_machine(make, tensorflow=collect_env.child("tensorflow"))
+    assert_wrong(check_devices.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
+    module.write_text(STAND_IN.format(product="63.0"), encoding="utf-8")
+    assert_wrong(check_devices.tensorflow(make()), "on CPU:0: multiplies wrongly")
+    module.write_text("import os; os.kill(os.getpid(), 11)", encoding="utf-8")
+    assert examine(Check("TensorFlow", check_devices.tensorflow), make()).state == "unknown"
+
+
+# The doctor himself
+
+
+def test_the_doctor_finds_the_project_where_nothing_else_of_it_is_there_yet(tmp_path: Path) -> None:
+    """As in the image while its environment is made: no package of the owner's, and no installed package either."""
+    shutil.copytree(SOURCE / "runengine", tmp_path / "new/src/runengine")
+    asked = '[tool.ml-template]\npython = "3.11"\nenv_manager = "venv"\ncuda = "cpu"\ndriver = ""\ncapability = ""\n'
+    text = f'[project]\nrequires-python = ">=3.11,<3.14"\n[tool.runengine]\npackage = "not_there"\n{asked}'
+    (tmp_path / "new/pyproject.toml").write_text(text, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "new/src")}
+    for folder in (tmp_path / "new", tmp_path / "new/src", tmp_path.parent):
+        command = [sys.executable, "-S", "-m", "runengine", "doctor", "--quick", "--json"]  # -S: without site-packages
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        results = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+        assert "not in this project's .venv" in results["environment"]["found"], done.stderr
+        assert results["arithmetic"]["state"] == "well", results["arithmetic"]
+
+
+def test_outside_a_project_the_doctor_says_so(tmp_path: Path) -> None:
+    shutil.copytree(SOURCE / "runengine", tmp_path / "runengine")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "runengine", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path} is not in a project: no pyproject.toml here or above has ")
+
+
+def test_what_does_not_answer_is_ended_with_its_children() -> None:
+    started = time.perf_counter()
+    answer = collect_env.ask("sh", "-c", "sleep 60 & echo begun; wait", limit_s=0.3)
+    assert (answer.status, answer.output, answer.errors) == (None, "begun\n", "no answer within 0.3 s")
+    assert time.perf_counter() - started < 5
+
+
+def test_the_step_in_which_a_process_died_gets_the_blame() -> None:
+    lines = '{"begins": "a"}\n{"ends": "a", "reading": {"value": 1, "error": "", "fault": false}}\n{"begins": "b"}\n'
+    readings = collect_env.parse_child(Answer(-11, f"noise\n{lines}", ""), "x")
+    assert readings == {"a": Reading(1), "b": Reading(None, "the process was ended by SIGSEGV", True)}
+    assert (
+        collect_env.parse_child(Answer(None, lines, "no answer within 5 s"), "x")["b"].error == "no answer within 5 s"
+    )
+
+
+def broken(machine: Machine) -> Result:
+    raise KeyError("something\nunexpected")
+
+
+ALL_WELL, UNKNOWN = Check("a", lambda _: checks.well("fine")), Check("b", broken)
+WRONG = Check("c", lambda _: checks.wrong("ill", "it hurts", "# Rest, then:\nmake tea"))
+
+
+@pytest.mark.parametrize(("checks", "ends", "last"), [
+    ([ALL_WELL, Check("s", lambda _: checks.skipped("no GPU"))], 0, "All is well."),
+    ([ALL_WELL, UNKNOWN], 2, "Nothing is known to be wrong, but these checks got no answer: b."),
+    ([UNKNOWN, WRONG], 1, "Wrong: c. The commands alone: make doctor ARGS=--fix"),
+])  # fmt: skip
+def test_the_exit_status_says_how_it_stands(
+    checks: list[Check], ends: int, last: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    with pytest.raises(SystemExit) as end:
+        doctor.main()
+    printed = capsys.readouterr().out
+    assert end.value.code == ends
+    assert printed.splitlines()[-1] == last
+    assert ("why: it hurts" in printed and "do: Rest, then:" in printed) == (ends == 1)
+    if UNKNOWN in checks:
+        assert "could not tell  KeyError: 'something" in printed
+
+
+def test_fix_prints_commands_and_runs_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    touch = Check("d", lambda _: checks.wrong("no file", "why", "touch made"))
+    monkeypatch.setattr(doctor, "CHECKS", [ALL_WELL, WRONG, touch])
+    monkeypatch.setattr(sys, "argv", ["doctor", "--fix"])
+    with pytest.raises(SystemExit):
+        doctor.main()
+    printed = capsys.readouterr().out
+    assert printed == "# c: ill\n# Rest, then:\nmake tea\n# d: no file\ntouch made\n"
+    assert not (workplace / "made").exists()
+
+
+# The hint of a training that fails
+
+
+@pytest.mark.parametrize("said", [
+    "CUDA error: no kernel image is available for execution on the device",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "Found no NVIDIA driver on your system.",
+    "NCCL error in: ProcessGroupNCCL.cpp:3353, unhandled system error",
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory.",
+    "[Errno 24] Too many open files",
+])  # fmt: skip
+def test_a_failure_of_the_device_keeps_its_traceback_and_names_the_doctor(said: str) -> None:
+    def library() -> None:
+        try:
+            raise RuntimeError(said)
+        except RuntimeError as error:
+            raise RuntimeError("in a library") from error
+
+    with pytest.raises(RuntimeError) as raised, errors.friendly_errors(), errors.friendly_errors():
+        library()
+    assert raised.value.__notes__ == [errors.LOOK_AT_THE_MACHINE]
+
+
+def test_other_failures_get_no_hint() -> None:
+    with pytest.raises(RuntimeError) as raised, errors.friendly_errors():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (64x100 and 64x10)")
+    assert not hasattr(raised.value, "__notes__")
+    assert not errors.is_of_the_device(ValueError("CUDA error"))
+
+
+def test_a_full_gpu_is_one_sentence() -> None:
+    import torch
+
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 39.39 GiB of which 1.00 GiB is "
+        "free. Including non-PyTorch memory, this process has 2.00 GiB memory in use."
+    )
+    assert errors.explain(error) == (
+        "CUDA out of memory. Tried to allocate 20.00 GiB. Try half of data.batch_size, or see who holds the GPU's "
+        "memory: make doctor"
+    )

@@ -1,0 +1,283 @@
+"""A run that was stopped ends as if it had never been: whatever stopped it, and wherever it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import HERE, STEPS, Killed, same, stopped, weights
+from mlflow import MlflowClient
+from runengine import Run, UserError, compose, load_config
+from runengine.runs.resolve import UNFINISHED, resolve_run
+from runengine.training.checkpoints import AtomicCheckpointIO
+
+Train = Callable[..., Run]
+AtStep = Callable[..., None]
+EPOCHS = "trainer.max_epochs=3"
+
+
+def mlflow_record(run: Run) -> tuple[str, dict[str, list[int]]]:
+    """Status, and the steps of each metric."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(load_config(run).experiment_name)
+    assert experiment
+    (record,) = client.search_runs([experiment.experiment_id])
+    histories = {name: client.get_metric_history(record.info.run_id, name) for name in record.data.metrics}
+    return record.info.status, {name: sorted(metric.step for metric in history) for name, history in histories.items()}
+
+
+@pytest.mark.parametrize(("settings", "step"), [
+    (["schedule=cosine"], 0),
+    (["schedule=cosine"], STEPS - 2),
+    (["schedule=cosine"], STEPS - 1),
+    (["data.num_workers=1", "optim=sgd"], STEPS + 1),
+    (["trainer.accumulate_grad_batches=2"], STEPS // 2),
+])  # fmt: skip
+def test_a_run_stopped_at_any_step_equals_a_straight_run(
+    run_training: Train, at_step: AtStep, settings: list[str], step: int
+) -> None:
+    straight = run_training(EPOCHS, *settings)
+    at_step(step, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, *settings) == 75
+    assert same(run_training(HERE), straight)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
+    run_training: Train, at_step: AtStep, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    at_step(STEPS + 1, lambda: signal.raise_signal(getattr(signal, name)))
+    assert stopped(run_training, EPOCHS, "tracking=mlflow") == 75
+    run = Run(Path("runs/x"))
+    assert mlflow_record(run)[0] == "KILLED"
+    assert not run.finished()
+    assert "run_dir=runs/x" in run.log.read_text().splitlines()[-1]
+    run_training(HERE)
+    status, steps = mlflow_record(run)
+    assert status == "FINISHED"
+    assert steps["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_in_validation_stops_after_the_epoch(run_training: Train, at_step: AtStep) -> None:
+    straight = run_training(EPOCHS)
+    at_step(STEPS, lambda: signal.raise_signal(signal.SIGTERM), "validation_step")
+    assert stopped(run_training, EPOCHS) == 75
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == STEPS
+    assert same(run_training(HERE), straight)
+
+
+def test_a_second_ctrl_c_stops_at_once(run_training: Train, at_step: AtStep) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(STEPS + 1, twice)
+    assert stopped(run_training, EPOCHS, "tracking=mlflow") == 130
+    assert mlflow_record(Run(Path("runs/x")))[0] == "KILLED"
+    assert same(run_training(HERE), run_training(EPOCHS))
+
+
+def test_a_row_that_was_sent_before_a_kill_is_not_sent_again(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def die_at_the_second_epoch(self: Any, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
+        if checkpoint["epoch"] == 1 and Path(path).name == "last.ckpt":
+            raise Killed
+        save(self, checkpoint, path, **options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", die_at_the_second_epoch)
+    with pytest.raises(Killed):
+        run_training(EPOCHS, HERE, "tracking=mlflow")
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+    run = run_training(HERE)
+    assert mlflow_record(run)[1]["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_checkpoints_by_steps(run_training: Train, at_step: AtStep) -> None:
+    straight = run_training(EPOCHS)
+
+    def crash() -> None:
+        raise RuntimeError("as if killed")
+
+    at_step(2 * STEPS - 1, crash)
+    with pytest.raises(RuntimeError, match="as if killed"):
+        run_training(EPOCHS, HERE, "checkpoint.every_n_steps=3")
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert Path("runs/x/error.txt").read_text() == "RuntimeError: as if killed\n"
+    assert same(run_training(HERE), straight)
+    assert not Path("runs/x/error.txt").exists()
+
+
+def test_early_stopping_keeps_its_patience_and_its_end(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("patience=2", "optim.lr=1e-12", "trainer.max_epochs=9", "model.dropout=0")
+    straight = run_training(*settings)
+    assert len(straight.history.read_text().splitlines()) < 9
+
+    def die(*arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ml_project.plots.learning_curve", die)  # training is over, the run is not yet finished
+        with pytest.raises(Killed):
+            run_training(HERE, *settings)
+    assert not Run(Path("runs/x")).finished()
+    assert same(run_training(HERE), straight)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    run_training: Train, at_step: AtStep
+) -> None:
+    at_step(STEPS + 1, lambda: torch.tensor(float("nan")))
+    with pytest.raises(UserError) as error:
+        run_training(EPOCHS, HERE, "checkpoint.every_n_steps=1")
+    assert str(error.value) == (
+        f"train/loss is nan at step {STEPS + 2}: training stops here. The last good checkpoint is "
+        "runs/x/checkpoints/last.ckpt. Try a smaller optim.lr or trainer.gradient_clip_val=1; "
+        "debug=anomaly names the operation it comes from."
+    )
+    assert Path("runs/x/error.txt").read_text() == f"{error.value}\n"
+    assert torch.load("runs/x/checkpoints/last.ckpt", weights_only=True)["global_step"] == STEPS + 1
+    assert all(value.isfinite().all() for value in weights(Run(Path("runs/x"))).values())
+
+
+def test_a_folder_in_use_is_refused(run_training: Train, at_step: AtStep) -> None:
+    run = run_training("trainer.max_epochs=1", HERE)
+    script = (
+        "import sys\nfrom runengine import compose\nfrom runengine.runs.open_run import open_run\n"
+        "from runengine.runs.resolve import resolve_run\n"
+        f"cfg = compose('train', ['{HERE}'])\n"
+        "with open_run(*resolve_run(cfg)):\n    print('mine', flush=True)\n    sys.stdin.read()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as other:
+        assert other.stdout
+        while "mine" not in other.stdout.readline():
+            assert other.poll() is None
+        before = run.config.read_text()
+        with pytest.raises(UserError) as error:
+            run_training(HERE, "trainer.max_epochs=2")
+        pattern = rf"runs/x is in use: process {other.pid} on \S+ trains there since \S+. Wait for it, stop it, or "
+        assert re.match(pattern, str(error.value))
+        assert run.config.read_text() == before
+        with pytest.raises(UserError, match=r"^there is no unfinished run in "):
+            run_training(f"run_dir={UNFINISHED}")
+        other.kill()  # a lock dies with its process
+    assert run_training(HERE, "trainer.max_epochs=2").finished()
+
+
+def test_the_newest_unfinished_run_is_continued(run_training: Train, at_step: AtStep) -> None:
+    run_training("trainer.max_epochs=1")
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped(run_training, "trainer.max_epochs=1")
+    run_training("trainer.max_epochs=1")
+    assert run_training(f"run_dir={UNFINISHED}").folder == Path("runs/x")
+
+
+def test_a_finished_run_is_left_as_it_is(run_training: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_training("trainer.max_epochs=1")
+    before = run.last.read_bytes()
+    run_training(f"run_dir={run.folder}")
+    assert f"{run.folder} is finished. To train for longer: trainer.max_epochs=2" in capsys.readouterr().out
+    assert run.last.read_bytes() == before
+
+
+def test_a_schedule_that_has_ended_is_not_made_longer(run_training: Train) -> None:
+    run_training("trainer.max_epochs=1", "schedule=cosine", HERE)
+    with pytest.raises(UserError, match=r"was trained with other settings: trainer.max_epochs \(1, got 2\)"):
+        run_training("trainer.max_epochs=2", HERE)
+
+
+def test_a_half_copied_folder_is_refused(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", HERE)
+    run.metrics.unlink()
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"^runs/x is not complete: it has best.ckpt and 2 epochs of history, but no"):
+        run_training(HERE)
+    run.config.write_text("model: {")
+    run.best.unlink()
+    with pytest.raises(UserError, match=r"^runs/x/config.yaml is damaged"):
+        run_training(HERE)
+    run.config.unlink()
+    run.best.touch()
+    with pytest.raises(UserError, match=r"^runs/x is not the folder of a run: it has no config.yaml."):
+        resolve_run(compose("train", [HERE]))
+
+
+def test_a_run_starts_from_the_weights_of_another(run_training: Train) -> None:
+    first = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
+    second = run_training("trainer.max_epochs=1", f"init_from={first.folder}", "optim.lr=1e-12", "model.dropout=0")
+    one, other = torch.load(first.best, weights_only=True), weights(second)
+    parameters = [name for name in other if "running" not in name and "num_batches" not in name]
+    for name in parameters:
+        torch.testing.assert_close(one["state_dict"][name], other[name])
+    assert load_config(second).init_from == str(first.folder)
+    with pytest.raises(UserError, match=r"^init_from=nothing is no checkpoint. Give a file such as runs/"):
+        run_training("init_from=nothing")
+    with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model"):
+        run_training(f"init_from={first.folder}", "model=mlp", "model.hidden=3")
+
+
+def test_what_a_run_was_made_with_is_in_its_folder(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", HERE)
+    run_training("trainer.max_epochs=2", HERE)
+    assert run.num_starts() == 2
+    assert '"torch"' in (run.folder / "environment.json").read_text()
+    (run.folder / "environment.json").write_text('{"python": "3.1", "packages": {"torch": "0.1"}}')
+    run_training("trainer.max_epochs=3", HERE)
+    assert "this run was started with other versions: Python 3.1 -> 3." in run.log.read_text()
+
+
+def test_a_pipeline_continues_its_run_and_begins_anew_if_something_changed(
+    run_training: Train, at_step: AtStep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(*settings: str) -> str:
+        """Why it began anew, if it did."""
+        capsys.readouterr()
+        run_training(HERE, "restart_if_changed=true", EPOCHS, *settings)
+        found = re.search(r"^runs/x begins anew: (.+)$", capsys.readouterr().out, re.MULTILINE)
+        return found[1] if found else ""
+
+    straight, run = run_training(EPOCHS), Run(Path("runs/x"))
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    assert trained() == ""
+    assert same(run, straight)
+    assert run.num_starts() == 2
+
+    (run.folder / "test_metrics.json").touch()
+    assert trained() == "it was finished"
+    assert same(run, straight)
+    assert run.num_starts() == 1
+    assert not (run.folder / "test_metrics.json").exists()
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    assert trained("optim.lr=0.5") == "optim.lr changed"
+    assert not same(run, straight)
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true", "seed=1") == 75
+    split = Path("data/processed/split.json")
+    split.write_text(split.read_text() + " ")
+    assert trained("seed=1") == "the data changed"
+
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
+    run_training(HERE, "allow_changes=true", "optim.lr=0.5")  # by hand: made of both
+    run.metrics.unlink()
+    assert trained() == "what it holds is not complete"
+    assert same(run, straight)

@@ -1,0 +1,400 @@
+"""What MLflow and TensorBoard get, also when they fail: each metric once, and the training goes on."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SOURCE, weights
+from ml_project import sources
+from ml_project.evaluate import evaluate, per_class
+from ml_project.predict import load, predict, write
+from ml_project.prepare import prepare
+from mlflow import MlflowClient
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from runengine import Run, UserError, compose, find, load_config, save_model
+from runengine.settings.config import check
+from runengine.settings.errors import explain
+from runengine.tracking import mlflow_client, mlflow_sync, payload
+from runengine.tracking.payload import registered_name
+from runengine.tracking.registry import champion, promote
+from runengine.tracking.sync import sync
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+Train = Callable[..., Run]
+PASSWORD = secrets.token_hex(8)  # in no file of this repository, whose changes a run keeps
+
+
+def client() -> MlflowClient:
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def history(run: Run, name: str) -> list[int]:
+    """The steps of a metric in MLflow."""
+    run_id = run.mlflow_run_id.read_text().strip()
+    return [metric.step for metric in client().get_metric_history(run_id, name)]
+
+
+def call(*command: str) -> str:
+    """What `python -m <command>` prints."""
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """MLFLOW_TRACKING_URI names a port where nobody answers; called, the database is there again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        database = os.environ["MLFLOW_TRACKING_URI"]
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{PASSWORD}@127.0.0.1:{port}")
+        yield lambda: monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MLFLOW_TRACKING_URI names a server that gives one answer to everything; its address."""
+    status, body = request.param
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_training_goes_on_without_a_server_and_all_is_sent_later(
+    run_training: Train, nobody: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_training("trainer.max_epochs=3", "tracking=server")
+    said = (run.folder / "train.log").read_text()
+    assert said.count("does not take this run (nobody answers there). Training goes on;") == 1
+    assert said.count("MLflow has not got everything of this run (nobody answers there). Send the rest: make sync") == 1
+    assert PASSWORD not in "".join(file.read_text() for file in run.folder.glob("*.*") if file.suffix != ".png")
+    assert run.finished()
+    assert not run.mlflow_run_id.exists()
+    assert json.loads((run.folder / "unsent.json").read_text())["status"] == "FINISHED"
+
+    assert sync([run.folder]) == 1
+    evaluate(run)
+    nobody()
+    assert sync([run.folder]) == 0
+    assert not (run.folder / "unsent.json").exists()
+    assert history(run, "val/loss") == [4, 8, 12]
+    assert len(history(run, "test/loss")) == 1
+    assert sync([run.folder]) == 0
+    assert history(run, "val/loss") == [4, 8, 12]
+    sent = client().get_run(run.mlflow_run_id.read_text().strip())
+    assert sent.info.status == "FINISHED"
+    rows = payload.read_rows(run.folder)
+    assert (sent.info.end_time, sent.info.run_name) == (rows[-1]["time_ms"], run.folder.name)
+
+
+def test_a_run_that_was_not_sent_is_sent_when_it_is_continued(run_training: Train, nobody: Callable[[], None]) -> None:
+    run = run_training("trainer.max_epochs=2", "tracking=server")
+    nobody()
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=3")
+    assert history(run, "val/loss") == [4, 8, 12]
+    assert not (run.folder / "unsent.json").exists()
+
+
+def test_a_finished_run_that_was_not_sent_is_sent_when_it_is_started_again(
+    run_training: Train, nobody: Callable[[], None]
+) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=server")
+    nobody()
+    run_training(f"run_dir={run.folder}")
+    assert history(run, "val/loss") == [4]
+    assert not (run.folder / "unsent.json").exists()
+
+
+def test_a_sweep_without_a_server_is_sent_later_with_its_runs(
+    nobody: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+    typed = ["-m", "trainer=cpu", "trainer.limit_train_batches=2", "trainer.max_epochs=1", "seed=1,2"]
+    call("ml_project.train", *typed)
+    nobody()
+    printed = call("runengine", "sync").splitlines()
+    assert [line.rpartition(": ")[2] for line in printed] == ["sent"] * 3
+    assert call("runengine", "sync") == "MLflow has everything\n"
+    (parent,) = (file for file in Path("runs").rglob("mlflow_run_id") if payload.is_sweep(file.parent))
+    (experiment,) = client().search_experiments(filter_string="name != 'Default'")
+    children = client().search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.read_text()[:32]}'"
+    )
+    assert [child.info.status for child in children] == ["FINISHED"] * 2
+
+
+@pytest.mark.parametrize("answering", [(401, b"no"), (403, b"no"), (404, b"no"), (200, b"<html>")], indirect=True)
+def test_a_server_that_refuses_is_told_before_anything_is_written(
+    run_training: Train, answering: str, request: pytest.FixtureRequest
+) -> None:
+    status = request.node.callspec.params["answering"][0]
+    with pytest.raises(UserError) as error:
+        run_training("tracking=server")
+    if status in (401, 403):
+        assert str(error.value) == (
+            f"MLflow at {answering} refuses the user ada (status {status}). Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or train with tracking=off."
+        )
+    else:
+        assert str(error.value) == (
+            f"at {answering} something answers, but no MLflow server. Look at MLFLOW_TRACKING_URI, or train with "
+            "tracking=off."
+        )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("answering", [(500, b"broken")], indirect=True)
+def test_a_server_that_is_broken_does_not_stop_a_training(run_training: Train, answering: str) -> None:
+    assert run_training("trainer.max_epochs=1", "tracking=server").finished()
+
+
+def test_settings_of_tracking_that_do_not_fit_get_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, run_training: Train
+) -> None:
+    with pytest.raises(UserError) as refused:
+        check(compose("train", ["tracking=off", "register=true"]), "train")
+    assert str(refused.value) == (
+        "register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false."
+    )
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(OmegaConfBaseException) as error:
+        check(compose("train", ["tracking=server"]), "train")
+    assert explain(error.value) == (
+        "tracking=server needs the address of the server. Set MLFLOW_TRACKING_URI=https://..., and "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where it asks who you are."
+    )
+
+
+def test_a_killed_run_is_marked_by_sync(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    run.metrics.unlink()
+    mlflow_sync.note(run.folder, "RUNNING")
+    with (run.folder / "metrics.jsonl").open("a") as rows:
+        rows.write('{"time_ms": 1, "step"')  # killed while it wrote this
+    assert sync([run.folder]) == 0
+    assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "KILLED"
+    assert sync([run.folder]) == 0  # once more, though there is nothing to send
+    assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "KILLED"
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
+    assert history(run, "val/loss") == [4, 8]
+
+
+def test_a_run_that_was_killed_when_all_was_written_is_finished(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    client().set_terminated(run.mlflow_run_id.read_text().strip(), "RUNNING")
+    mlflow_sync.note(run.folder, "RUNNING")
+    assert sync([run.folder]) == 0
+    assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "FINISHED"
+
+
+def test_a_request_whose_answer_was_lost_makes_no_second_run_and_no_second_metric(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", "tracking=mlflow")
+    uri, run_id = os.environ["MLFLOW_TRACKING_URI"], run.mlflow_run_id.read_text()
+    run.mlflow_run_id.unlink()
+    mlflow_sync.MlflowSync(run.folder, uri).finish("FINISHED")
+    assert run.mlflow_run_id.read_text() == run_id
+    twice = mlflow_sync.MlflowSync(run.folder, uri)
+    twice.run_id, twice._client, twice._known = run_id.strip(), client(), set()  # as if none had arrived
+    twice.update()
+    assert history(run, "val/loss") == [4, 8]
+
+
+def test_what_mlflow_gets(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "tracking.system_every_s=0.05")
+    evaluate(run)
+    sent = client().get_run(run.mlflow_run_id.read_text().strip())
+    assert sent.data.tags["command"].startswith("python ")
+    assert sent.data.tags["run_dir"] == run.folder.as_posix()
+    assert sent.inputs
+    (dataset,) = sent.inputs.dataset_inputs
+    version = json.loads((run.folder / "data.json").read_text())["data_split_sha256"]
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("data/processed", version[:36])
+    assert {"best/val_loss", "speed/epoch_s", "system/cpu_utilization_percentage"} <= sent.data.metrics.keys()
+    files = {file.path for file in client().list_artifacts(sent.info.run_id)}
+    assert {"config.yaml", "environment.json", "model", "per_class.csv", "worst_mistakes.png", "train.log"} <= files
+    checkpoints = {file.path for file in client().list_artifacts(sent.info.run_id, "checkpoints")}
+    assert checkpoints == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+
+
+def test_long_settings_are_whole_in_the_artifact(run_training: Train) -> None:
+    long = "x" * 7000
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", f"+note={long}")
+    sent = client().get_run(run.mlflow_run_id.read_text().strip())
+    assert sent.data.params["note"] == long[:6000]
+    assert long in run.config.read_text()
+
+
+def test_tensorboard_gets_curves_and_when_asked_graph_and_histograms(run_training: Train) -> None:
+    plain = run_training("trainer.max_epochs=2", "tracking.tensorboard=true")
+    asked = run_training("trainer.max_epochs=2", "tracking.tensorboard=true", "tracking.tensorboard_details=true")
+    for run, details in ((plain, False), (asked, True)):
+        events = EventAccumulator(str(run.folder / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()
+        assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
+        assert (bool(tags["histograms"]), tags["graph"]) == (details, details)
+    assert all(torch.equal(weights(plain)[name], weights(asked)[name]) for name in weights(plain))
+
+
+def test_a_promoted_model_loads_without_this_package_and_agrees(run_training: Train, tmp_path: Path) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "register=true")
+    experiment = load_config(run).experiment_name
+    (version,) = client().search_model_versions(f"name = '{registered_name(experiment)}'")
+    assert version.run_id == run.mlflow_run_id.read_text().strip()
+    assert promote(run) == 1
+    shutil.rmtree(run.model)  # as tracking.log_model=false leaves it
+    with pytest.raises(UserError) as refused:
+        promote(run)
+    assert str(refused.value) == (
+        f"{run.folder} has no model to serve: none was exported. "
+        f"To export it again: python -m ml_project.evaluate {run.folder}"
+    )
+    evaluate(run)
+    assert promote(find(version.run_id)) == 1
+    images = Path("data/processed/val_images.npy")
+    by_run, by_champion = (list(predict(load(name), [images])) for name in (str(run.folder), champion(experiment)))
+    assert [answer.name for answer in by_run] == [answer.name for answer in by_champion]
+    assert [a.probability for a in by_run] == pytest.approx([a.probability for a in by_champion], abs=1e-5)
+
+    program = (
+        "import sys, mlflow, numpy as np\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answers = model.predict(np.load(sys.argv[2]))\n"
+        "assert 'ml_project' not in sys.modules\n"
+        "print(*answers.argmax(1))"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", program, str((run.folder / "model").absolute()), str(images.absolute())]
+    printed = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=True).stdout
+    assert [int(label) for label in printed.split()] == [answer.label for answer in by_run]
+
+
+def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Train) -> None:
+    rows = [f"{number},{number % 7},{'high' if number > 25 else 'low'}" for number in range(50)]
+    Path("table.csv").write_text("\n".join(["size,age,label", *rows]))
+    made = prepare(
+        Path("data/table"), partial(sources.table, "table.csv", "label", []),
+        split_seed=0, val_fraction=0.2, test_fraction=0.2,
+    )  # fmt: skip
+    shape = f"data.image_shape=[{','.join(map(str, made['image_shape']))}]"
+    fit = (
+        "data=table",
+        "model=mlp",
+        shape,
+        "data.num_classes=2",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+    )
+    run = run_training(*fit, "tracking=mlflow", "data.batch_size=8", "register=true")
+    promote(run)
+    evaluate(run)
+    assert not (run.folder / "worst_mistakes.png").exists()
+    names = (str(run.folder), champion(load_config(run).experiment_name))
+    by_run, by_champion = (list(predict(load(name), [Path("table.csv")])) for name in names)
+    assert len(by_run) == 50
+    assert {answer.name for answer in by_run} <= {"high", "low"}
+    assert [a.probability for a in by_run] == pytest.approx([a.probability for a in by_champion], abs=1e-5)
+
+
+class Fickle(nn.Module):
+    """Its path depends on the values it gets, which torch.export cannot follow."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        flat = images_BCHW.flatten(1)
+        return flat if flat.sum() > 0 else -flat
+
+
+def test_a_model_that_cannot_be_exported_is_pickled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import mlflow
+
+    images = torch.rand((4, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    assert save_model(Run(tmp_path), Fickle(), images, {"classes": ["a", "b", "c", "d"]})
+    assert "torch.export cannot take the model (" in caplog.text
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert loaded.metadata.metadata == {"classes": ["a", "b", "c", "d"]}
+    for given in (images, -images):  # on both paths
+        assert loaded.predict(given.numpy()) == pytest.approx(images.flatten(1).numpy())
+
+
+def test_what_cannot_be_promoted_gets_one_sentence(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1")
+    with pytest.raises(
+        UserError, match=r"was trained with tracking=off: MLflow does not know it. Train with tracking="
+    ):
+        promote(run)
+    run.metrics.unlink()
+    with pytest.raises(UserError, match=r"is not finished. Run: python -m \S+ run_dir="):
+        promote(run)
+    with pytest.raises(UserError, match=r"no run in runs/ has the MLflow id 0{32}. Give the folder of a run."):
+        find("0" * 32)
+    with pytest.raises(UserError, match=r"has no models:/\S+@champion. Run: make promote"):
+        load(champion("digits"))
+    with pytest.raises(UserError, match=r"x.ckpt does not exist. Give a checkpoint, the folder of a run, or models:/"):
+        load("x.ckpt")
+
+
+def test_a_folder_of_images_becomes_a_table(run_training: Train) -> None:
+    import pandas as pd
+
+    model = load(str(run_training("trainer.max_epochs=1").folder))
+    for name in ("b/2.png", "a.PNG", "b/1.jpg"):
+        file = Path("photos", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 20), 128).save(file)
+    Path("photos/notes.txt").touch()
+    answers = list(predict(model, [Path("photos")]))
+    assert [answer.file.as_posix() for answer in answers] == ["photos/a.PNG", "photos/b/1.jpg", "photos/b/2.png"]
+    for name, read in (("table.csv", pd.read_csv), ("table.parquet", pd.read_parquet)):
+        write(iter(answers), Path(name))
+        assert list(read(name)["file"]) == [str(answer.file) for answer in answers]
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no images \(.*\.png"):
+        list(predict(model, [Path("empty")]))
+
+
+def test_addresses_are_shown_without_passwords() -> None:
+    assert mlflow_client.without_password("postgresql://ada:p@ss@host/runs?password=x") == "postgresql://host/runs"
+    assert mlflow_client.without_password("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_the_table_of_classes() -> None:
+    rows = per_class(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["cat", "dog", "fox"])
+    assert list(rows.columns) == ["class", "images", "precision", "recall", "f1"]
+    assert list(rows.itertuples(index=False, name=None)) == [
+        ("cat", 2, 1.0, 0.5, pytest.approx(2 / 3)),
+        ("dog", 2, pytest.approx(2 / 3), 1.0, 0.8),
+        ("fox", 0, 0, 0, 0),
+    ]

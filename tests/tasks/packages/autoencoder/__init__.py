@@ -1,0 +1,1 @@
+"""An autoencoder that logs nothing but its loss."""

@@ -1,0 +1,1 @@
+"""A GAN: two optimizers, stepped by hand."""

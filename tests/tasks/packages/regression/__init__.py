@@ -1,0 +1,1 @@
+"""Regression on a table: the progress of diabetes after a year."""

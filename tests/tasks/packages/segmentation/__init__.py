@@ -1,0 +1,1 @@
+"""Segmentation: which pixels are of the disc?"""

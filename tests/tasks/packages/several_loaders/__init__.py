@@ -1,0 +1,1 @@
+"""Validated on several loaders."""

@@ -1,0 +1,1 @@
+"""A stream of examples whose length nobody knows."""

@@ -1,0 +1,79 @@
+"""The figures of the bench as a table on the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from .verdicts import UNITS, Machine, Row
+
+COLUMNS = 100  # of the terminal
+NOT_ON_A_CPU = "compiled steps (compiling takes longer than all of this), tf32, fp16 and fp8 (no units for them)"
+
+
+def figure(value: float | None) -> str:
+    """Three digits."""
+    if value is None:
+        return "-"
+    for least, thousands, letter in ((1e6, 1e6, "M"), (1e5, 1e3, "k")):
+        if value >= least:
+            return f"{float(f'{value:.3g}') / thousands:.4g} {letter}"
+    if value >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}" if value < 0.1 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(rows: list[Row], machines: list[Machine], now: dict[str, Any]) -> str:
+    """For a terminal of 100 columns."""
+    on_battery = ", on battery" if now["on_battery"] else ""
+    busy = (now["load_average_1min"] or 0) > now["cpus"] / 2
+    said = (
+        f"{now['at']}: torch {now['torch']}, driver {now['driver'] or 'none'}, Python {now['python']}, {now['cpus']} "
+        f"CPUs, {now['threads']} threads, load average {now['load_average_1min']} before the start{on_battery}"
+        f"{': others are at work here, and figures come out too low' if busy else ''}"
+    )
+    lines = textwrap.wrap(said, COLUMNS)
+    sections = [(machine.device, _about(machine)) for machine in machines]
+    sections.append(("host", "the limit of the data loader is this project's training step"))
+    sections.append(("all", "all GPUs together"))
+    for device, about in sections:
+        of_device = [row for row in rows if row.device == device]
+        if not of_device:
+            continue
+        lines += ["", *textwrap.wrap(f"{device}: {about}", COLUMNS)]
+        lines.append(_line("what", "dtype", "reached", "+-", "limit", "ratio", "before", "verdict"))
+        for row in of_device:
+            lines += _shown(row)
+        if device == "cpu":
+            lines += textwrap.wrap(f"not measured: {NOT_ON_A_CPU}", COLUMNS)
+    return "\n".join(lines)
+
+
+def _about(machine: Machine) -> str:
+    if machine.chip:
+        note = f" ({machine.chip.note})" if machine.chip.note else ""
+        return f"{machine.name}; limits: {machine.chip.source}{note}"
+    why = "no table of CPUs is published" if machine.device == "cpu" else "it is not in gpu_specs.py"
+    return f"{machine.name}; {why}, so its own matrix product and copy, as measured here, are the limits"
+
+
+def _shown(row: Row) -> list[str]:
+    name = UNITS[row.unit][0]
+    reached = f"{figure(row.reached)} {name}" if row.reached else "-"
+    ratio, spread = row.ratio(row.limit), row.spread
+    line = _line(
+        row.what,
+        row.dtype,
+        reached,
+        f"{spread:.0%}" if spread is not None else "-",
+        figure(row.limit),
+        "-" if ratio is None else f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f}x",
+        figure(row.before),
+        row.verdict,
+    )
+    return [line, *textwrap.wrap(row.note, COLUMNS, initial_indent="    ", subsequent_indent="    ")]
+
+
+def _line(what: str, dtype: str, reached: str, spread: str, limit: str, ratio: str, before: str, said: str) -> str:
+    widths = f"{what:<41} {dtype:<5} {reached:>17} {spread:>4} {limit:>7} {ratio:>5} {before:>7} {said}"
+    return widths.rstrip()

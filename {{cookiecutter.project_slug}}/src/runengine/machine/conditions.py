@@ -1,0 +1,84 @@
+"""Under which conditions was something measured: which chips, how busy they are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import collect_env
+from .gpu_specs import published
+from .verdicts import Machine
+
+if TYPE_CHECKING:
+    import torch
+
+# GB/s of one lane, one way, after the coding of the line: PCI-SIG, 2.5, 5, 8, 16, 32 GT/s
+PCIE_LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
+
+
+def machine_of(device: torch.device) -> Machine:
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        chip, known_as = published(name), f"{name}, torch {torch.__version__}"
+        return Machine(str(device), name, known_as, chip, pcie_gb_s(device))
+    name = cpu_name()
+    if device.type == "cpu":
+        name += f", {torch.get_num_threads()} threads"
+    return Machine(str(device), name, f"{name}, torch {torch.__version__}", None, None)
+
+
+def pcie_gb_s(device: torch.device) -> float | None:
+    """One way, by the newest generation and the most lanes that card and slot could agree on; None if not known."""
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        lanes = pynvml.nvmlDeviceGetMaxPcieLinkWidth(card)
+        return PCIE_LANE_GB_S[pynvml.nvmlDeviceGetMaxPcieLinkGeneration(card)] * int(lanes)
+    except (pynvml.NVMLError, AttributeError, KeyError):  # no NVIDIA card, a slice of one, a newer bus
+        return None
+
+
+def cpu_name() -> str:
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()
+
+
+def conditions(machines: list[Machine], load_average_1min: float | None) -> dict[str, Any]:
+    import psutil
+    import torch
+
+    battery = psutil.sensors_battery()
+    return {
+        "at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "chips": [machine.name for machine in machines],
+        "torch": torch.__version__,
+        "driver": collect_env.smi().driver or None,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "load_average_1min": load_average_1min,
+        "on_battery": battery is not None and not battery.power_plugged,
+    }
+
+
+def load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

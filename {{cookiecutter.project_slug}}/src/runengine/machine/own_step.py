@@ -1,0 +1,148 @@
+"""This project's own training step and data loader, whatever its task is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.data import extract_batch_size
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from ..settings import project
+from ..settings.console import quiet_lightning
+from ..settings.errors import UserError
+from .steps import training
+from .timing import Reading, seconds
+
+
+def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float, compiled: bool = False) -> Reading:
+    """A training step of the project's task and its first optimizer, on a batch of its own data; loads none.
+
+    Raises:
+        UserError: the data are not prepared, or the task does not leave its step to Lightning.
+    """
+    task = _built("build_task", cfg)
+    if not task.automatic_optimization:
+        raise UserError("not measured: the task steps its optimizers itself (automatic_optimization is False)")
+
+    def measure(trainer: pl.Trainer, batch: Any) -> Reading:
+        parameters = inspect.signature(task.training_step).parameters.values()
+        takes_index = len(parameters) > 1 or any(each.kind == each.VAR_POSITIONAL for each in parameters)
+
+        def loss_of() -> Tensor:
+            result: Any = task.training_step(batch, 0) if takes_index else task.training_step(batch)
+            loss = result.get("loss") if isinstance(result, Mapping) else result
+            if not isinstance(loss, Tensor):
+                raise UserError("not measured: training_step gives no loss for the first batch")
+            return loss
+
+        parts = list(_parts(task)) if compiled else []
+        return training(loss_of, trainer.optimizers[0], extract_batch_size(batch), dtype, device, budget_s, parts)
+
+    return _in_a_training(task, cfg, device, AtFirstBatch(measure))
+
+
+class _Measured(Exception):
+    """Ends a training in which something was measured: the reading is its argument."""
+
+
+class AtFirstBatch(pl.Callback):
+    """Measures where everything is ready: the batch is on the device, the optimizers are built."""
+
+    def __init__(self, measure: Callable[[pl.Trainer, Any], Reading]) -> None:
+        self.measure = measure
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        raise _Measured(self.measure(trainer, batch))
+
+
+class _NoTask(pl.LightningModule):
+    """For what is measured of the data alone: the loaders are made, and no step is taken."""
+
+    def __init__(self, measure: Callable[[Any], Reading]) -> None:
+        super().__init__()
+        self.measure = measure
+
+    def training_step(self, batch: Any) -> None:
+        """Never called."""
+
+    def configure_optimizers(self) -> None:
+        """There is nothing to learn."""
+
+    def on_train_start(self) -> None:
+        raise _Measured(self.measure(self.trainer.train_dataloader))
+
+
+def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.device, *callbacks: pl.Callback) -> Reading:
+    """Train with the project's data until something is measured: so `self.trainer` and `self.log` work as they do."""
+    quiet_lightning()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is logged, and other devices are left alone
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index] if device.type == "cuda" else 1,
+            max_epochs=OmegaConf.select(cfg, "trainer.max_epochs", default=1),
+            callbacks=list(callbacks),
+            plugins=[LightningEnvironment()],  # alone, also inside a job of Slurm
+            barebones=True,
+        )
+        try:
+            trainer.fit(task, _built("build_data", cfg))
+        except _Measured as found:
+            reading: Reading = found.args[0]
+            return reading
+    raise UserError("not measured: the training data have no batch")
+
+
+def _built(name: str, cfg: DictConfig) -> Any:
+    """What `build_task` or `build_data` of the project's training script makes."""
+    module = project.current().module
+    build = getattr(importlib.import_module(module), name, None)
+    if build is None:
+        raise UserError(f"not measured: {module} has no function {name}(cfg)")
+    return build(cfg)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """What can be compiled of a task: its children, but no metrics, which keep sums in Python."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _parts(child)
+        elif not isinstance(child, Metric):
+            yield child
+
+
+def batch_of(cfg: DictConfig) -> str:
+    """For the name of a row: `, batch 64`; empty where the settings do not say how large a batch is."""
+    size = OmegaConf.select(cfg, "data.batch_size")
+    return f", batch {size}" if size else ""
+
+
+def loading(cfg: DictConfig, budget_s: float) -> Reading:
+    """The training data as the run's own loader gives them, without a task; in examples a second.
+
+    Raises:
+        UserError: they are not prepared.
+    """
+
+    def measure(loaders: Any) -> Reading:
+        if isinstance(loaders, Mapping | Sequence):  # several, of which a step gets a batch each
+            loaders = CombinedLoader(loaders, "max_size_cycle")
+        batches = itertools.chain.from_iterable(itertools.repeat(loaders))
+        num_examples = extract_batch_size(next(batches))
+        return seconds(partial(next, batches), torch.device("cpu"), budget_s).rate(num_examples)
+
+    return _in_a_training(_NoTask(measure), cfg, torch.device("cpu"))
