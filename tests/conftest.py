@@ -134,12 +134,12 @@ def generate(template: Path, folder: Path, config_file: Path | None = None, **an
     return Project(folder / answers.get("project_slug", "my-project"))
 
 
-def without(*patterns: str) -> Callable[[str, list[str]], set[str]]:
-    """For shutil.copytree, of a project without these and without caches: the engine's own folder `runs` is kept."""
+def without(project: Path, *patterns: str) -> Callable[[str, list[str]], set[str]]:
+    """For shutil.copytree, of a project without these and without caches; src/ has folders `data` and `runs`, too."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        left_out = () if Path(folder).name == "runengine" else patterns
-        return shutil.ignore_patterns("__pycache__", *left_out)(folder, names)
+        in_src = Path(folder).relative_to(project).parts[:1] == ("src",)
+        return shutil.ignore_patterns("__pycache__", *(() if in_src else patterns))(folder, names)
 
     return ignore
 

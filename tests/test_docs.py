@@ -74,7 +74,7 @@ def test_the_pages_build_and_a_person_sees_them(
 ) -> None:
     assert f"Run: {HOW['venv']}\n" in make_docs(project, python, env, expect=2)
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns", "mlflow.db"))
+    shutil.copytree(project, copy, ignore=without(project, ".venv", "runs", "mlruns", "mlflow.db"))
     assert make_docs(copy, python, sphinx) == "wrote docs/_build/html/index.html\n"
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -179,7 +179,7 @@ def test_the_pipeline_does_nothing_the_second_time(project: Path, env: dict[str,
 
 def test_the_pipeline_works_in_a_git_repository_too(project: Path, env: dict[str, str], tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns"))
+    shutil.copytree(project, copy, ignore=without(project, ".venv", "runs", "mlruns"))
     (copy / ".venv").symlink_to(project / ".venv")
     venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}"}
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence(project: Path, python
 
 def test_make_says_what_has_to_come_first(project: Path, python: Path, tmp_path: Path, env: dict[str, str]) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=without(".venv", "data", "runs", "mlruns"))
+    shutil.copytree(project, copy, ignore=without(project, ".venv", "data", "runs", "mlruns"))
     for target in ("train", "data", "evaluate", "test"):
         printed = run("make", target, cwd=copy, env=env, expect=2).output
         assert printed.startswith("error: the environment is not there yet. Run: make setup\n")

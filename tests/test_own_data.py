@@ -61,7 +61,7 @@ def write_settings(file: Path, settings: list[str]) -> None:
 
 def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str], tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    shutil.copytree(project, copy, ignore=without(".venv", "runs", "mlruns"))
+    shutil.copytree(project, copy, ignore=without(project, ".venv", "runs", "mlruns"))
     venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}", "PYTHONPATH": str(copy / "src")}
     page = (copy / "docs/bring-your-own-data.md").read_text(encoding="utf-8")
     conf = copy / "src/my_project/conf"

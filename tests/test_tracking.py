@@ -92,7 +92,7 @@ def test_the_promoted_model_answers_requests(project: Path, python: Path, env: d
 def repository(demo: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project in Git, with one run of that commit; its environment is the one of `make demo`."""
     copy = tmp_path_factory.mktemp("rerun") / "my-project"
-    shutil.copytree(demo[0], copy, ignore=without(".venv", "runs", "mlruns", "mlflow.db*", "cache"))
+    shutil.copytree(demo[0], copy, ignore=without(demo[0], ".venv", "runs", "mlruns", "mlflow.db*", "cache"))
     commit(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
     python = demo[0] / ".venv/bin/python"

@@ -4,7 +4,7 @@
 |---|---|---|
 | `fit_loop.epoch_progress`, `.epoch_loop.batch_progress` | Lightning 2.6.6 | resuming in the middle of an epoch |
 | `fit_loop.epoch_loop._results` | Lightning 2.6.6 | means of `self.log` over an epoch that was interrupted |
-| `trainer._results`, `._get_cache`, `._forked_name` | Lightning 2.6.6 | epochs without validation get the values of an earlier one |
+| `trainer._results`, `._get_cache`, `._forked_name` | Lightning 2.6.6 | epochs without validation get earlier values |
 | `hydra._internal.core_plugins.basic_sweeper` | Hydra 1.3.8 | the combinations of a sweep |
 | `trial._trial_id` | Optuna 5.0 | reports of a trial that is resumed |
 | `_basic_subprocess_cmd`, `_hydra_subprocess_cmd` | Lightning 2.6.6 | several devices in a sweep or a notebook |

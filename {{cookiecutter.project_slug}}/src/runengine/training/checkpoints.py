@@ -180,7 +180,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _due_schedulers(trainer: pl.Trainer, task: pl.LightningModule) -> list[tuple[int, float]]:
-    """Those that wait for a metric, such as ReduceLROnPlateau: Lightning lets them step after the epoch's checkpoint."""
+    """Those that wait for a metric, such as ReduceLROnPlateau: Lightning steps them after the epoch's checkpoint."""
     if not task.automatic_optimization:
         return []
     return [
