@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Answer, commit, run, without
+from conftest import PROJECT, ROOT, Answer, commit, run, without
 
 pytestmark = pytest.mark.slow
 
@@ -57,19 +57,10 @@ def test_its_own_checks_pass(project: Path, env: dict[str, str]) -> None:
 def test_the_unrendered_project_is_typed_and_passes_its_tests(
     python: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    run(
-        python,
-        "-m",
-        "mypy",
-        "--cache-dir",
-        tmp_path,
-        "src",
-        "tests",
-        "scripts",
-        "docs",
-        "env/venv/scripts",
-        cwd=PROJECT,
-    )
+    mypy = [python, "-m", "mypy", "--cache-dir", tmp_path]
+    run(*mypy, "src", "tests", "scripts", "docs", "env/venv/scripts", cwd=PROJECT)
+    engine = ROOT / "tests/engine"
+    run(*mypy, "src", "docs", engine, cwd=PROJECT, env={**env, "MYPYPATH": str(engine)})
     bare = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests")]
     run(python, *command, cwd=PROJECT, env=bare)
