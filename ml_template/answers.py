@@ -18,9 +18,10 @@ FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 ENGINE = ("hydra_plugins", "runengine")  # packages that stand next to the project's own
 # what the generated project imports: a package of the same name would hide it
 DEPENDENCIES = frozenset(ENGINE).union(
-    """alembic conf conftest dvc filelock hydra joblib lightning lightning_fabric matplotlib mlflow mypy numpy omegaconf
-    optuna pandas pil pip psutil pyarrow pynvml pytest pytorch_lightning ray reference ruff scipy setuptools sklearn
-    sphinx sqlalchemy src submitit tensorboard tensorflow test tests torch torchmetrics torchvision tqdm wheel yaml""".split()  # noqa: SIM905
+    """alembic conf conftest dvc filelock hydra joblib lightning lightning_fabric matplotlib mlflow mypy numpy
+    omegaconf optuna pandas pil pip psutil pyarrow pynvml pytest pytorch_lightning ray reference ruff scipy
+    setuptools sklearn sphinx sqlalchemy src submitit tensorboard tensorflow test tests torch torchmetrics
+    torchvision tqdm wheel yaml""".split()  # noqa: SIM905
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 

@@ -57,7 +57,7 @@ def test_its_own_checks_pass(project: Path, env: dict[str, str]) -> None:
 def test_the_unrendered_project_is_typed_and_passes_its_tests(
     python: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    mypy = [python, "-m", "mypy", "--cache-dir", tmp_path]
+    mypy: list[str | Path] = [python, "-m", "mypy", "--cache-dir", tmp_path]
     run(*mypy, "src", "tests", "scripts", "docs", "env/venv/scripts", cwd=PROJECT)
     engine = ROOT / "tests/engine"
     run(*mypy, "src", "docs", engine, cwd=PROJECT, env={**env, "MYPYPATH": str(engine)})
