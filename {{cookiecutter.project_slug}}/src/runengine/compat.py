@@ -2,7 +2,7 @@
 
 | what | seen in | what breaks without it |
 |---|---|---|
-| `fit_loop.epoch_progress`, `.epoch_loop.batch_progress` | Lightning 2.6.6 | resuming in the middle of an epoch |
+| `fit_loop.epoch_progress`, `.epoch_loop.batch_progress`, `.restarting` | Lightning 2.6.6 | resuming within an epoch |
 | `fit_loop.epoch_loop._results` | Lightning 2.6.6 | means of `self.log` over an epoch that was interrupted |
 | `trainer._results`, `._get_cache`, `._forked_name` | Lightning 2.6.6 | epochs without validation get earlier values |
 | `hydra._internal.core_plugins.basic_sweeper` | Hydra 1.3.8 | the combinations of a sweep |
@@ -28,6 +28,11 @@ def progress(trainer: pl.Trainer) -> tuple[int, int]:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return epochs.processed, batches.processed if epochs.started > epochs.processed else 0
+
+
+def in_a_resumed_epoch(trainer: pl.Trainer) -> bool:
+    """Has this epoch begun in an earlier process?"""
+    return bool(trainer.fit_loop.restarting)
 
 
 def stage_metrics(trainer: pl.Trainer) -> dict[str, float]:

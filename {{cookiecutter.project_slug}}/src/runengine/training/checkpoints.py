@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
+from ..compat import in_a_resumed_epoch
 from ..runs.run import Run
 from ..settings import process
 from ..settings.errors import UserError
@@ -131,7 +132,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended, self.due = trainer.should_stop, _due_schedulers(trainer, pl_module)
         self._save(trainer)
-        if trainer.fit_loop.restarting:  # Lightning leaves them out in an epoch that was resumed
+        if in_a_resumed_epoch(trainer):  # Lightning leaves them out in an epoch that was resumed
             self._step_what_is_due(trainer, pl_module)
         self.due = []
 
