@@ -25,7 +25,7 @@ demo: demo/.generated ## generate a project in demo/, set it up, train it; ANSWE
 	@echo "  make -C $(PROJECT) mlflow"
 
 test: $(READY) ## set up and run all tests, with a training from end to end
-	@$(TOOLS)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(TOOLS)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## the quick ones, under 3 minutes: no torch
 	@$(TOOLS)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
@@ -44,6 +44,7 @@ demo/.generated: $(READY) $(TEMPLATE)
 	@mkdir -p demo/template
 	@# cookiecutter copies the whole folder first, and .venv and demo with it; from here it has little to copy
 	@cp -R cookiecutter.json hooks ml_template needs_cookiecutter*.py '{{cookiecutter.project_slug}}' demo/template
+	@find demo/template -name '.*_cache' -prune -exec rm -rf {} +  # of ruff and mypy, if they ran there
 	@$(TOOLS)/bin/cookiecutter demo/template --no-input --default-config --output-dir demo $(ANSWERS)
 	@touch $@
 

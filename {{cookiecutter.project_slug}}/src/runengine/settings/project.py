@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..manifest import PLUGIN, incomplete
 from .errors import UserError
 
 ENGINE = str(__package__).partition(".")[0]
@@ -68,7 +69,8 @@ def check_imports() -> None:
     """The engine must be the project's own: one environment may hold two projects, or be another project's.
 
     Raises:
-        UserError: another engine was imported.
+        UserError: another engine was imported, or the one of this project lacks its plugin for Hydra, which could come
+            from another project.
     """
     places = [_used[0].folder.parent] if _used else []
     if here := next(_settings_files([Path.cwd()]), None):
@@ -81,6 +83,8 @@ def check_imports() -> None:
                 f"this environment imports the engine of another project: {ENGINE_FOLDER} in place of {own}. Give each "
                 "project an environment of its own: make clean-env setup"
             )
+    if not (ENGINE_FOLDER / PLUGIN).is_file() and (sentence := incomplete()):
+        raise UserError(sentence)
 
 
 def conf_folders() -> list[Path]:
