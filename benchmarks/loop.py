@@ -110,7 +110,7 @@ class Loops:
         chance = np.random.default_rng(0)
         num_images = self.work.num_train + 2 * (self.work.num_train // 4)
         images = chance.integers(0, 256, (num_images, *self.work.image_shape), dtype=np.uint8)
-        return self.module("sources").Raw(images, np.arange(num_images) % 10)
+        return self.module("datasets").RawDataset(images, np.arange(num_images) % 10)
 
     def model(self) -> Any:
         return self.module("train").build_task(self.cfg).model
@@ -123,7 +123,7 @@ class Loops:
         data = self.module("train").build_data(self.cfg)
         train, val = ([s.images_NCHW, s.labels_N] for s in (data.split("train"), data.split("val")))
         model = self.model().to(self.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.cfg.optim.lr)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.cfg.optimizer.lr)
         loss_of = torch.nn.CrossEntropyLoss()
 
         def batch(split: list[Any], rows: Any) -> tuple[Any, Any]:

@@ -68,7 +68,7 @@ def bare_step_s() -> float:
 def data(package: str, gigabytes: float, rounds: int) -> None:
     import numpy as np
 
-    sources, prepare = importlib.import_module(f"{package}.sources"), importlib.import_module(f"{package}.prepare")
+    datasets, prepare = importlib.import_module(f"{package}.datasets"), importlib.import_module(f"{package}.prepare")
     num_images = int(gigabytes * 1e9 / np.prod(IMAGE_SHAPE))
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
@@ -79,7 +79,7 @@ def data(package: str, gigabytes: float, rounds: int) -> None:
             for start in range(0, num_images, 100):
                 part = images[start : start + 100]
                 part[:] = chance.integers(0, 256, part.shape, dtype=np.uint8)
-            return sources.Raw(images, np.arange(num_images) % 10)
+            return datasets.RawDataset(images, np.arange(num_images) % 10)
 
         prepare.prepare(folder / "data", noise, split_seed=0, val_fraction=0.01, test_fraction=0.01)
         (folder / "raw").unlink()

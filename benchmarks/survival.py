@@ -33,7 +33,7 @@ SETTINGS = (
     "trainer.limit_train_batches=9",
     "checkpoint.every_n_steps=2",
     "patience=5",
-    "schedule=cosine",
+    "lr_scheduler=cosine",
 )
 CHECKPOINT = "checkpoints/last.ckpt"
 QUICK = ("trainer.max_epochs=3", "tracking.log_model=false")

@@ -29,7 +29,7 @@ def values(folder: Path, metric: str) -> list[float]:
 def test_mlflow_shows_the_run(browser: Path, served: int, folder: Path, tmp_path: Path) -> None:
     seen = look(browser, "mlflow", served, folder.name, tmp_path / "mlflow-run.png")
     assert re.search(r"^Status\s+Finished$", seen["overview"], re.MULTILINE)
-    assert re.search(r"^optim\.lr\s+0\.003$", seen["overview"], re.MULTILINE)
+    assert re.search(r"^optimizer\.lr\s+0\.003$", seen["overview"], re.MULTILINE)
     assert re.search(r"^test/accuracy\s+0\.9\d+$", seen["overview"], re.MULTILINE)
 
     drawn = ["train/accuracy", "train/loss", "val/accuracy", "val/loss"]

@@ -99,7 +99,7 @@ def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> N
         run("python", "-c", version, cwd=pipeline.path, env=pipeline.env).output == f"{{'data_dvc_md5': '{lock[1]}'}}\n"
     )
 
-    for unrelated in ("search/default", "model/mlp", "optim/sgd"):
+    for unrelated in ("search/default", "model/mlp", "optimizer/sgd"):
         pipeline.append(f"{conf}/{unrelated}.yaml", "new: 1")
     for unrelated in ("launch/slurm", "tracking/mlflow", "debug/overfit"):
         pipeline.append(f"{engine}/{unrelated}.yaml", "new: 1")
@@ -108,7 +108,7 @@ def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> N
     assert pipeline.stages() == ""
     pipeline.append("src/my_project/evaluate.py", "# changed")
     assert pipeline.stages() == "e"
-    pipeline.edit(f"{conf}/optim/adamw.yaml", "lr: 0.003", "lr: 0.002")
+    pipeline.edit(f"{conf}/optimizer/adamw.yaml", "lr: 0.003", "lr: 0.002")
     assert pipeline.stages() == "ste"
     assert "lr: 0.002" in (pipeline.path / "runs/dvc/latest/config.yaml").read_text()
     pipeline.edit(f"{conf}/prepare.yaml", "split_seed: 0", "split_seed: 1")
@@ -171,10 +171,10 @@ def test_a_run_that_was_stopped_is_not_continued_with_other_settings(pipeline: P
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     old = mlflow_run_id.read_text()
-    pipeline.edit("src/my_project/conf/optim/adamw.yaml", "lr: 0.003", "lr: 0.004")
+    pipeline.edit("src/my_project/conf/optimizer/adamw.yaml", "lr: 0.003", "lr: 0.004")
     pipeline.edit("pipeline.yaml", "max_epochs=2000", "max_epochs=2")
     printed = pipeline.dvc("repro")
-    assert "runs/dvc/latest begins anew: optim.lr, trainer.max_epochs changed" in printed
+    assert "runs/dvc/latest begins anew: optimizer.lr, trainer.max_epochs changed" in printed
     assert len((pipeline.path / "runs/dvc/latest/history.csv").read_text().splitlines()) == 3
     assert mlflow_run_id.read_text() != old
 
@@ -182,14 +182,14 @@ def test_a_run_that_was_stopped_is_not_continued_with_other_settings(pipeline: P
 def test_experiments_are_compared_and_know_their_mlflow_run(pipeline: Pipeline) -> None:
     pipeline.stages()
     commit(pipeline.path)
-    pipeline.dvc("exp", "run", "-n", "mlp", "-S", f"pipeline.yaml:train='{SHORT} model=mlp optim.lr=0.01'")
+    pipeline.dvc("exp", "run", "-n", "mlp", "-S", f"pipeline.yaml:train='{SHORT} model=mlp optimizer.lr=0.01'")
     mlflow_id = (pipeline.path / "runs/dvc/latest/mlflow_run_id").read_text().strip()
     shown = pipeline.dvc("exp", "show", "--no-pager", "--only-changed", "--md")
     (line,) = (line for line in shown.splitlines() if "[mlp]" in line)
     assert {"0.01", mlflow_id} <= {cell.strip() for cell in line.split("|")}
     changed = {line.split()[1] for line in pipeline.dvc("metrics", "diff").splitlines()[1:]}
     assert {"val/accuracy", "test/accuracy"} <= changed
-    assert re.search(r"optim\.lr +0\.003 +0\.01\n", pipeline.dvc("params", "diff"))
+    assert re.search(r"optimizer\.lr +0\.003 +0\.01\n", pipeline.dvc("params", "diff"))
     assert "index.html" in pipeline.dvc("plots", "diff")
     page = (pipeline.path / "dvc_plots/index.html").read_text(encoding="utf-8")
     assert "Learning curve" in page
@@ -200,7 +200,7 @@ def test_an_experiment_in_a_copy_tracks_in_the_projects_mlflow(pipeline: Pipelin
     pipeline.stages()
     commit(pipeline.path)
     before = (pipeline.path / "runs/dvc/latest/config.yaml").read_text()
-    pipeline.dvc("exp", "run", "--temp", "-n", "aside", "-S", f"pipeline.yaml:train='{SHORT} optim.lr=0.01'")
+    pipeline.dvc("exp", "run", "--temp", "-n", "aside", "-S", f"pipeline.yaml:train='{SHORT} optimizer.lr=0.01'")
     assert (pipeline.path / "runs/dvc/latest/config.yaml").read_text() == before
     shown = json.loads(pipeline.dvc("exp", "show", "--json"))
     (aside,) = (line["revs"][0]["data"] for line in shown[1]["experiments"] if line["name"] == "aside")

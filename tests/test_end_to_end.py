@@ -139,7 +139,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
 
 
 def test_settings_are_passed_on(project: Path, env: dict[str, str]) -> None:
-    answer = run("make", "train", "ARGS=experiment=smoke optim.lr=0.01 tracking=off", cwd=project, env=env)
+    answer = run("make", "train", "ARGS=experiment=smoke optimizer.lr=0.01 tracking=off", cwd=project, env=env)
     assert "lr: 0.01" in (project / folder_of(answer) / "config.yaml").read_text()
 
 
@@ -158,11 +158,11 @@ def test_the_pipeline_does_nothing_the_second_time(project: Path, env: dict[str,
     assert "Confusion matrix" in page
 
     # a changed setting reruns what depends on it, and no more
-    optim = project / "src/my_project/conf/optim/adamw.yaml"
-    text = optim.read_text()
-    optim.write_text(text.replace("lr: 0.003", "lr: 0.002"))
+    optimizer = project / "src/my_project/conf/optimizer/adamw.yaml"
+    text = optimizer.read_text()
+    optimizer.write_text(text.replace("lr: 0.003", "lr: 0.002"))
     third = run("dvc", "repro", cwd=project, env=venv).output
-    optim.write_text(text)
+    optimizer.write_text(text)
     assert "Stage 'prepare' didn't change, skipping" in third
     assert "Running stage 'train'" in third
     assert "Running stage 'evaluate'" in third

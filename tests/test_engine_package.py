@@ -71,7 +71,7 @@ def test_a_project_takes_a_later_engine_and_then_the_same_as_a_package(
     assert "test accuracy" in printed
     (starts,) = project.glob("runs/smoke/*/starts.jsonl")
     assert '"engine": "0.2.0"' in starts.read_text(encoding="utf-8")
-    sweep = "ARGS=-m tracking=off experiment=smoke optim.lr=0.01,0.003"
+    sweep = "ARGS=-m tracking=off experiment=smoke optimizer.lr=0.01,0.003"
     run("make", "train", sweep, cwd=project, env=env)
 
     refused = run("make", "upgrade", f"FROM={wheel}", cwd=project, env=env, expect=2).output

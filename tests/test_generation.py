@@ -23,13 +23,14 @@ docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproduci
 docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh
 scripts/audit.py scripts/data_remote.py scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py
-src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/sources.py src/PACKAGE/task.py src/PACKAGE/train.py
+src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/datasets.py src/PACKAGE/task.py src/PACKAGE/train.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/data/fashion_mnist.yaml
 src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml src/PACKAGE/conf/experiment/smoke.yaml
-src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/optim/adamw.yaml
-src/PACKAGE/conf/optim/sgd.yaml src/PACKAGE/conf/prepare.yaml src/PACKAGE/conf/schedule/cosine.yaml
-src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/source/digits.yaml src/PACKAGE/conf/source/fashion_mnist.yaml
-src/PACKAGE/conf/source/images.yaml src/PACKAGE/conf/source/table.yaml src/PACKAGE/conf/train.yaml
+src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/optimizer/adamw.yaml
+src/PACKAGE/conf/optimizer/sgd.yaml src/PACKAGE/conf/prepare.yaml src/PACKAGE/conf/lr_scheduler/cosine.yaml
+src/PACKAGE/conf/lr_scheduler/one_cycle.yaml src/PACKAGE/conf/lr_scheduler/plateau.yaml
+src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/dataset/digits.yaml src/PACKAGE/conf/dataset/fashion_mnist.yaml
+src/PACKAGE/conf/dataset/images.yaml src/PACKAGE/conf/dataset/table.yaml src/PACKAGE/conf/train.yaml
 tests/conftest.py tests/test_data.py tests/test_model.py tests/test_run.py tests/test_settings.py
 """  # and those of the engine, as they are in the template
 

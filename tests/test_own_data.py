@@ -67,7 +67,7 @@ def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str]
     conf = copy / "src/my_project/conf"
     run("python", "-c", TINY_DATA, tmp_path / "clothes", cwd=copy, env=venv)
     (function,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    with (copy / "src/my_project/sources.py").open("a", encoding="utf-8") as file:
+    with (copy / "src/my_project/datasets.py").open("a", encoding="utf-8") as file:
         file.write(f"\n\n{function}")
     for name, content in re.findall(r"`src/my_project/conf/(\S+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL):
         (conf / name).write_text(content, encoding="utf-8")
@@ -83,7 +83,7 @@ def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str]
         clothes.write_text(re.sub(r"address: \S+", f"address: {address}", text), encoding="utf-8")
         for command in commands:
             printed = run("sh", "-c", command, cwd=copy, env=venv).output
-            if "source.file=" in command:
+            if "dataset.file=" in command:
                 for line in printed.splitlines():
                     assert f"    {line}\n" in page
             if "predict" in command:

@@ -122,7 +122,9 @@ def start_sweep(
 
 
 def test_a_sweep_returns_when_its_jobs_are_done(project: Path, python: Path, cluster: dict[str, str]) -> None:
-    process, folder = start_sweep(project, python, cluster, "model=mlp,cnn", "optim.lr=0.01,0.003", "experiment=smoke")
+    process, folder = start_sweep(
+        project, python, cluster, "model=mlp,cnn", "optimizer.lr=0.01,0.003", "experiment=smoke"
+    )
     printed = process.communicate(timeout=180)[0]
     assert process.returncode == 0, printed
     assert "4 of 4 runs finished" in printed
@@ -131,7 +133,9 @@ def test_a_sweep_returns_when_its_jobs_are_done(project: Path, python: Path, clu
 
 
 def test_a_job_that_fails_is_told_with_its_log(project: Path, python: Path, cluster: dict[str, str]) -> None:
-    process, folder = start_sweep(project, python, cluster, "optim.lr=0.003,1e30", "experiment=smoke", "tracking=off")
+    process, folder = start_sweep(
+        project, python, cluster, "optimizer.lr=0.003,1e30", "experiment=smoke", "tracking=off"
+    )
     printed = process.communicate(timeout=180)[0]
     assert process.returncode == 1, printed
     assert "1 of 2 runs finished" in printed
@@ -285,7 +289,7 @@ def test_without_slurm_there_is_one_sentence(project: Path, python: Path, env: d
 
 def test_what_is_edited_while_jobs_wait_is_not_what_runs(project: Path, python: Path, cluster: dict[str, str]) -> None:
     package = project / "src/my_project"
-    files = {package / "model.py": "raise RuntimeError('edited')\n", package / "conf/optim/adamw.yaml": "lr: 9.0\n"}
+    files = {package / "model.py": "raise RuntimeError('edited')\n", package / "conf/optimizer/adamw.yaml": "lr: 9.0\n"}
     before = {file: file.read_text() for file in files}
     process, folder = start_sweep(project, python, cluster, "experiment=smoke", "seed=0,1", "+launch.extra.begin=now+6")
     until(lambda: queue(cluster), "the submission")

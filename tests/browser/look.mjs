@@ -48,7 +48,7 @@ async function mlflow(seen) {
   await page.getByRole("link", { name: run }).click();
 
   await click("Overview");
-  await page.getByText("optim.lr", { exact: true }).waitFor();
+  await page.getByText("optimizer.lr", { exact: true }).waitFor();
   seen.overview = await text();
 
   await click("Model metrics");

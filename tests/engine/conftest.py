@@ -36,7 +36,7 @@ torch.set_num_threads(1)  # the models are small: more threads would only wait f
 def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "processed"
     cfg = compose("prepare")
-    source = instantiate(cfg.source, _partial_=True)
+    source = instantiate(cfg.dataset, _partial_=True)
     prepare(folder, source, split_seed=0, val_fraction=cfg.val_fraction, test_fraction=cfg.test_fraction)
     return folder
 

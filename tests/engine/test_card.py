@@ -22,14 +22,14 @@ Train = Callable[..., Run]
 
 
 def test_the_pages_hold_the_figures_of_the_run(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1", "model=mlp", "optim.lr=0.0123")
+    run = run_training("trainer.max_epochs=1", "model=mlp", "optimizer.lr=0.0123")
     card, sheet = (file.read_text() for file in write_cards(run))
     assert "The test split was not measured" in card
     test = evaluate(run)
     card, sheet = (file.read_text() for file in write_cards(run))
     assert f"| `test/accuracy` | {test['test/accuracy']:.4f} |" in card
     assert f"| `val/loss` | {json.loads(run.metrics.read_text())['val/loss']:.4f} |" in card
-    assert "| `optim.lr` | `0.0123` |" in card
+    assert "| `optimizer.lr` | `0.0123` |" in card
     assert f"torch {environment()['packages']['torch']}" in card
     assert "### per class\n\n| class | images | precision | recall | f1 |\n" in card
     assert "### history" not in card

@@ -19,34 +19,34 @@ from runengine.settings.errors import explain
 
 FILES = sorted(file for folder in project.conf_folders() for file in folder.glob("*/*.yaml"))
 ALL = sorted({f"{file.parent.name}={file.stem}" for file in FILES})
-SOURCES = [choice for choice in ALL if choice.startswith("source=")]  # of prepare
-CHOICES = [choice for choice in ALL if choice not in SOURCES]
+DATASETS = [choice for choice in ALL if choice.startswith("dataset=")]  # of prepare
+CHOICES = [choice for choice in ALL if choice not in DATASETS]
 
 DEFAULT = compose("train")
 MODELS = ", ".join(project.choices("model"))
 MISTAKES = {
-    "optim.lrr=0.1": "optim.lrr is not a setting. Did you mean optim.lr?",
-    "+lr=0.1": "+lr adds a setting that nothing reads. Did you mean optim.lr? A setting of your own",
+    "optimizer.lrr=0.1": "optimizer.lrr is not a setting. Did you mean optimizer.lr?",
+    "+lr=0.1": "+lr adds a setting that nothing reads. Did you mean optimizer.lr? A setting of your own",
     "+tracking.uri=x": "+tracking.uri adds a setting that nothing reads. ",
     "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
     "modelx=cnn": "modelx is not a setting.",
-    "optim.lr=fast": f"optim.lr must be a number such as {DEFAULT.optim.lr}, got 'fast'.",
+    "optimizer.lr=fast": f"optimizer.lr must be a number such as {DEFAULT.optimizer.lr}, got 'fast'.",
     "data.batch_size=1.5": f"data.batch_size must be a whole number such as {DEFAULT.data.batch_size}, got 1.5.",
     "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
-    "optim.lr=-1": "optim.lr must be > 0, got -1.",
+    "optimizer.lr=-1": "optimizer.lr must be > 0, got -1.",
     "monitor.mode=up": "monitor.mode must be min or max, got up.",
     "data.batch_size=null": "data.batch_size must be a number >= 1, got None.",
     "experiment_name=a/b": "experiment_name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'.",
     "trainer.devices=0": "trainer.devices must be >= 1, got 0.",
     "trainer.devices=3 data.batch_size=64": "data.batch_size must divide by the 3 devices, got 64. Try ",
     "patience=0": "patience must be >= 1, got 0.",
-    "optim.lr": "'optim.lr' is not a setting. Write key=value, for example optim.lr=0.01.",
+    "optimizer.lr": "'optimizer.lr' is not a setting. Write key=value, for example optimizer.lr=0.01.",
 }
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, *SOURCES])
+@pytest.mark.parametrize("choice", [*CHOICES, *DATASETS])
 def test_every_choice_composes_and_names_things_that_exist(choice: str) -> None:
-    settings = dict(flatten(compose("prepare" if choice in SOURCES else "train", [choice])))
+    settings = dict(flatten(compose("prepare" if choice in DATASETS else "train", [choice])))
     for key, value in settings.items():
         if key.endswith("_target_"):
             assert callable(get_object(value)), key
@@ -81,11 +81,11 @@ def test_help_names_every_choice() -> None:
 
 def test_the_tab_key_completes_settings() -> None:
     program = "ml_project.train"
-    typed = "ml_project-train optim.l"
+    typed = "ml_project-train optimizer.l"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COMP_LINE": typed}
     command = [sys.executable, "-m", program, "-sc", "query=bash"]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-    assert answer.split() == ["optim.lr="]
+    assert answer.split() == ["optimizer.lr="]
 
 
 def test_every_limit_is_of_a_setting_that_exists() -> None:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import SOURCE
 from ml_project.data import ImageData, ImageSplit
+from ml_project.datasets import digits
 from ml_project.prepare import prepare
-from ml_project.sources import digits
 from ml_project.train import build_data
 from runengine import UserError, compose
 from runengine.data import arrays, loader
@@ -161,7 +161,7 @@ def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: Imag
 
 def test_other_data_say_how_they_are_made(data: ImageData) -> None:
     data.folder = Path("data/fashion_mnist")
-    sentence = r"^data/fashion_mnist/val_images.npy does not exist. Run: python -m \w+.prepare source=fashion_mnist$"
+    sentence = r"^data/fashion_mnist/val_images.npy does not exist. Run: python -m \w+.prepare dataset=fashion_mnist$"
     with pytest.raises(UserError, match=sentence):
         data.split("val")
 

@@ -171,7 +171,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_every_setting_is_in_the_reference_with_its_default() -> None:
     page = reference.settings()
     for group in project.groups():
-        program = "prepare" if group == "source" else "train"
+        program = "prepare" if group == "dataset" else "train"
         for name in runengine.choices(group):
             assert f"### {group}={name}\n" in page
             for key, _ in flatten(compose(program, [f"{group}={name}"])):

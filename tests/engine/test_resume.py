@@ -35,10 +35,12 @@ def mlflow_record(run: Run) -> tuple[str, dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize(("settings", "step"), [
-    (["schedule=cosine"], 0),
-    (["schedule=cosine"], STEPS - 2),
-    (["schedule=cosine"], STEPS - 1),
-    (["data.num_workers=1", "optim=sgd"], STEPS + 1),
+    (["lr_scheduler=cosine"], 0),
+    (["lr_scheduler=cosine"], STEPS - 2),
+    (["lr_scheduler=cosine"], STEPS - 1),
+    (["lr_scheduler=one_cycle"], STEPS + 1),  # it asks for the number of steps, for which loaders are made early
+    (["lr_scheduler=plateau", "lr_scheduler.scheduler.patience=0", "+lr_scheduler.scheduler.threshold=0.9"], STEPS),
+    (["data.num_workers=1", "optimizer=sgd"], STEPS + 1),
     (["trainer.accumulate_grad_batches=2"], STEPS // 2),
 ])  # fmt: skip
 def test_a_run_stopped_at_any_step_equals_a_straight_run(
@@ -121,7 +123,7 @@ def test_checkpoints_by_steps(run_training: Train, at_step: AtStep) -> None:
 
 
 def test_early_stopping_keeps_its_patience_and_its_end(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ("patience=2", "optim.lr=1e-12", "trainer.max_epochs=9", "model.dropout=0")
+    settings = ("patience=2", "optimizer.lr=1e-12", "trainer.max_epochs=9", "model.dropout=0")
     straight = run_training(*settings)
     assert len(straight.history.read_text().splitlines()) < 9
 
@@ -144,7 +146,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
         run_training(EPOCHS, HERE, "checkpoint.every_n_steps=1")
     assert str(error.value) == (
         f"train/loss is nan at step {STEPS + 2}: training stops here. The last good checkpoint is "
-        "runs/x/checkpoints/last.ckpt. Try a smaller optim.lr or trainer.gradient_clip_val=1; "
+        "runs/x/checkpoints/last.ckpt. Try a smaller optimizer.lr or trainer.gradient_clip_val=1; "
         "debug=anomaly names the operation it comes from."
     )
     assert Path("runs/x/error.txt").read_text() == f"{error.value}\n"
@@ -196,7 +198,7 @@ def test_a_finished_run_is_left_as_it_is(run_training: Train, capsys: pytest.Cap
 
 
 def test_a_schedule_that_has_ended_is_not_made_longer(run_training: Train) -> None:
-    run_training("trainer.max_epochs=1", "schedule=cosine", HERE)
+    run_training("trainer.max_epochs=1", "lr_scheduler=cosine", HERE)
     with pytest.raises(UserError, match=r"was trained with other settings: trainer.max_epochs \(1, got 2\)"):
         run_training("trainer.max_epochs=2", HERE)
 
@@ -219,7 +221,7 @@ def test_a_half_copied_folder_is_refused(run_training: Train) -> None:
 
 def test_a_run_starts_from_the_weights_of_another(run_training: Train) -> None:
     first = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
-    second = run_training("trainer.max_epochs=1", f"init_from={first.folder}", "optim.lr=1e-12", "model.dropout=0")
+    second = run_training("trainer.max_epochs=1", f"init_from={first.folder}", "optimizer.lr=1e-12", "model.dropout=0")
     one, other = torch.load(first.best, weights_only=True), weights(second)
     parameters = [name for name in other if "running" not in name and "num_batches" not in name]
     for name in parameters:
@@ -266,7 +268,7 @@ def test_a_pipeline_continues_its_run_and_begins_anew_if_something_changed(
 
     at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
     assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
-    assert trained("optim.lr=0.5") == "optim.lr changed"
+    assert trained("optimizer.lr=0.5") == "optimizer.lr changed"
     assert not same(run, straight)
 
     at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
@@ -277,7 +279,7 @@ def test_a_pipeline_continues_its_run_and_begins_anew_if_something_changed(
 
     at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
     assert stopped(run_training, EPOCHS, "restart_if_changed=true") == 75
-    run_training(HERE, "allow_changes=true", "optim.lr=0.5")  # by hand: made of both
+    run_training(HERE, "allow_changes=true", "optimizer.lr=0.5")  # by hand: made of both
     run.metrics.unlink()
     assert trained() == "what it holds is not complete"
     assert same(run, straight)

@@ -45,19 +45,19 @@ def test_a_continued_run_equals_a_straight_run(run_training: Train) -> None:
 
 
 def test_a_run_is_continued_with_its_own_settings(run_training: Train) -> None:
-    stopped = run_training("trainer.max_epochs=1", "model=mlp", "optim.lr=0.01")
+    stopped = run_training("trainer.max_epochs=1", "model=mlp", "optimizer.lr=0.01")
     continued = run_training(f"run_dir={stopped.folder}", "trainer.max_epochs=2")
     cfg = load_config(continued)
-    assert (cfg.model._target_.split(".")[-1], cfg.optim.lr, cfg.trainer.max_epochs) == ("MLP", 0.01, 2)
+    assert (cfg.model._target_.split(".")[-1], cfg.optimizer.lr, cfg.trainer.max_epochs) == ("MLP", 0.01, 2)
 
 
 def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=2")
     before = run.config.read_text()
     with pytest.raises(UserError) as error:
-        run_training(f"run_dir={run.folder}", "optim.lr=0.5", "seed=7")
+        run_training(f"run_dir={run.folder}", "optimizer.lr=0.5", "seed=7")
     cfg = load_config(run)
-    changed = f"optim.lr ({cfg.optim.lr}, got 0.5), seed ({cfg.seed}, got 7)"
+    changed = f"optimizer.lr ({cfg.optimizer.lr}, got 0.5), seed ({cfg.seed}, got 7)"
     assert str(error.value) == (
         f"{run.folder} was trained with other settings: {changed}. Leave them out to continue it as it was, leave "
         "run_dir out to start a new run, or go on with the new ones by allow_changes=true."
@@ -71,8 +71,8 @@ def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
 
 def test_a_continued_run_takes_other_settings_when_told_so(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1")
-    run_training(f"run_dir={run.folder}", "optim.lr=0.5", "trainer.max_epochs=2", "allow_changes=true")
-    assert load_config(run).optim.lr == 0.5
+    run_training(f"run_dir={run.folder}", "optimizer.lr=0.5", "trainer.max_epochs=2", "allow_changes=true")
+    assert load_config(run).optimizer.lr == 0.5
     assert torch.load(run.last, weights_only=True)["epoch"] == 1
 
 
@@ -100,7 +100,7 @@ def test_mlflow_has_settings_metrics_and_files_and_one_run_after_continuing(run_
     (record,) = client.search_runs([experiment.experiment_id])
     assert record.info.status == "FINISHED"
     assert record.info.run_id == run.mlflow_run_id.read_text().strip()
-    assert record.data.params["optim.lr"] == str(load_config(run).optim.lr)
+    assert record.data.params["optimizer.lr"] == str(load_config(run).optimizer.lr)
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= record.data.metrics.keys()
     assert len(client.get_metric_history(record.info.run_id, "val/loss")) == 2
     artifacts = {file.path for file in client.list_artifacts(record.info.run_id)}

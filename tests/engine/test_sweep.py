@@ -80,10 +80,10 @@ def table(folder: Path, name: str = "sweep.csv") -> list[dict[str, str]]:
 def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start("-m", *SHORT, "tracking=mlflow", "optim.lr=0.001,0.01", "seed=range(2)") == 0
+    assert start("-m", *SHORT, "tracking=mlflow", "optimizer.lr=0.001,0.01", "seed=range(2)") == 0
     folder = the_sweep()
     rows = table(folder)
-    assert [(row["run"], row["optim.lr"], row["seed"]) for row in rows] == [
+    assert [(row["run"], row["optimizer.lr"], row["seed"]) for row in rows] == [
         ("000", "0.001", "0"), ("001", "0.001", "1"), ("002", "0.01", "0"), ("003", "0.01", "1"),
     ]  # fmt: skip
     for row in rows:
@@ -91,16 +91,16 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
         assert run == folder / row["run"]
         assert row["state"] == "finished"
         assert float(row["val/loss"]) == json.loads((run / "metrics.json").read_text())["val/loss"]
-        assert float(row["optim.lr"]) == OmegaConf.load(run / "config.yaml").optim.lr
+        assert float(row["optimizer.lr"]) == OmegaConf.load(run / "config.yaml").optimizer.lr
 
     best = min(rows, key=lambda row: float(row["val/loss"]))
     printed = capsys.readouterr().out
-    assert f"optim.lr={best['optim.lr']} seed={best['seed']}\n" in printed.split("train the best again: ")[1]
+    assert f"optimizer.lr={best['optimizer.lr']} seed={best['seed']}\n" in printed.split("train the best again: ")[1]
 
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     parent = client.get_run((folder / "mlflow_run_id").read_text().strip())
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["optim.lr"] == "0.001,0.01"
+    assert parent.data.params["optimizer.lr"] == "0.001,0.01"
     assert parent.data.metrics["val/loss"] == pytest.approx(float(best["val/loss"]))
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["sweep.csv", "sweep.yaml"]
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
@@ -140,13 +140,13 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "write", stop_at_001)
-        assert start("-m", *SHORT, "optim.lr=0.001,0.01,0.1") == 75
+        assert start("-m", *SHORT, "optimizer.lr=0.001,0.01,0.1") == 75
     folder = the_sweep()
     assert f"train sweep_dir={folder}\n" in capsys.readouterr().out
     assert [row["state"] for row in table(folder)] == ["finished", "unfinished", "unfinished"]
 
-    assert start(f"sweep_dir={folder}", "optim.lr=0.5") == 1
-    assert f"error: {folder} was started without optim.lr=0.5: " in capsys.readouterr().err
+    assert start(f"sweep_dir={folder}", "optimizer.lr=0.5") == 1
+    assert f"error: {folder} was started without optimizer.lr=0.5: " in capsys.readouterr().err
     assert start(f"sweep_dir={folder}") == 0
     assert trained == ["000", "001", "002"]
     assert [row["state"] for row in table(folder)] == ["finished"] * 3
@@ -228,7 +228,7 @@ def test_a_trial_worse_than_the_others_is_stopped(run_training: Callable[..., Ru
 
 
 def test_two_processes_at_once(start: Start) -> None:
-    assert start("-m", *SHORT, "launch=joblib", "optim.lr=0.001,0.01,0.1") == 0
+    assert start("-m", *SHORT, "launch=joblib", "optimizer.lr=0.001,0.01,0.1") == 0
     assert [row["state"] for row in table(the_sweep())] == ["finished"] * 3
 
 
@@ -238,10 +238,10 @@ MISTAKES = {
     "seeds=2 search=default": "search and seeds exclude each other. Search first, then train the best with seeds.",
     "seeds=2 run_dir=x": "run_dir is not for sweeps, which make a folder for each run. Leave it out.",
     "sweep_dir=data": "data is not the folder of a sweep: it has no sweep.yaml. Look into runs/.",
-    "-m optim.lr=0.1,fast": "optim.lr must be a number such as ",
+    "-m optimizer.lr=0.1,fast": "optimizer.lr must be a number such as ",
     "-m seed=1,2 search=default": "search and lists of values exclude each other.",
-    "search=default +search.space.optim.x={low:0,high:1}": "search.space names optim.x, which is not a setting here.",
-    "search=default search.space.optim.lr.low=0": "search.space.optim.lr must have low and high, or choices: ",
+    "search=default +search.space.model.x={low:0,high:1}": "search.space names model.x, which is not a setting here.",
+    "search=default search.space.optimizer.lr.low=0": "search.space.optimizer.lr must have low and high, or choices: ",
     "search=default model=cnn +search.space.seed={low:-1,high:1}": "seed must be >= 0 and <= 4294967295, got -1.",
     "search=default model=cnn +search.space.seed={low:0,high:1} seed=3": "seed is chosen by the search. Leave it out",
     "search=default search.sampler=best": "search.sampler must be one of tpe, random, got best.",

@@ -59,7 +59,7 @@ def sentence_of(*overrides: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("settings", [[], ["schedule=cosine", "trainer.max_epochs=1"], ["data.num_workers=1"]])
+@pytest.mark.parametrize("settings", [[], ["lr_scheduler=cosine", "trainer.max_epochs=1"], ["data.num_workers=1"]])
 def test_what_resumes_exactly_passes_and_leaves_nothing(settings: list[str], workplace: Path) -> None:
     before = sorted(workplace.rglob("*"))
     handler = signal.getsignal(signal.SIGTERM)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SOURCE, weights
-from ml_project import sources
+from ml_project import datasets
 from ml_project.evaluate import evaluate, per_class
 from ml_project.predict import load, predict, write
 from ml_project.prepare import prepare
@@ -306,7 +306,7 @@ def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Tra
     rows = [f"{number},{number % 7},{'high' if number > 25 else 'low'}" for number in range(50)]
     Path("table.csv").write_text("\n".join(["size,age,label", *rows]))
     made = prepare(
-        Path("data/table"), partial(sources.table, "table.csv", "label", []),
+        Path("data/table"), partial(datasets.table, "table.csv", "label", []),
         split_seed=0, val_fraction=0.2, test_fraction=0.2,
     )  # fmt: skip
     shape = f"data.image_shape=[{','.join(map(str, made['image_shape']))}]"

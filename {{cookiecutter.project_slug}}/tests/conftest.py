@@ -25,7 +25,7 @@ def prepare_as_configured(folder: Path, split_seed: int = 0) -> dict[str, Any]:
     """The content of split.json."""
     cfg = runengine.compose("prepare")
     fractions = {"val_fraction": cfg.val_fraction, "test_fraction": cfg.test_fraction}
-    return prepare(folder, instantiate(cfg.source, _partial_=True), split_seed=split_seed, **fractions)
+    return prepare(folder, instantiate(cfg.dataset, _partial_=True), split_seed=split_seed, **fractions)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import runengine
 from runengine import Run, UserError
 
-from .sources import read_image, read_table
+from .datasets import read_image, read_table
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,7 @@
 """Split the raw data once into train, val and test: the first stage of `dvc.yaml`.
 
     python -m ml_project.prepare                            # or `make data`, which skips it when nothing changed
-    python -m ml_project.prepare source=fashion_mnist       # other data, beside these: conf/source/
+    python -m ml_project.prepare dataset=fashion_mnist       # other data, beside these: conf/dataset/
 
 Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32), `<split>_labels.npy` (int64, N) and
 `<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the
@@ -26,17 +26,17 @@ from omegaconf import DictConfig
 import runengine
 from runengine import UserError
 
-from .sources import SPLITS, Raw
+from .datasets import SPLITS, RawDataset
 
 PART_BYTES = 1 << 26  # of the images are written at once
 
 
 def prepare(
-    folder: Path, source: Callable[[], Raw], *, split_seed: int, val_fraction: float, test_fraction: float
+    folder: Path, dataset: Callable[[], RawDataset], *, split_seed: int, val_fraction: float, test_fraction: float
 ) -> dict[str, Any]:
     """Write the three splits and `split.json` into `folder`, each class in the same share everywhere.
 
-    Splits that the source has already are kept. Shares are those of all rows; where the test split is given, `val` is
+    Splits that the dataset has already are kept. Shares are those of all rows; where the test split is given, `val` is
     a share of what is left.
 
     Returns:
@@ -55,9 +55,9 @@ def prepare(
         )
     if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
         raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
-    raw = source()
+    raw = dataset()
     labels, classes = _labels(raw)
-    splits = _split(labels, classes, raw.official, split_seed, val_fraction, test_fraction)
+    splits = _split(labels, classes, raw.predefined_splits, split_seed, val_fraction, test_fraction)
     images, standardised = _images(raw, splits["train"])
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,8 @@ def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
 
 def command_for(folder: Path) -> str:
     """What has to be typed to have this folder."""
-    if folder.name in runengine.choices("source"):
-        return f"python -m {__package__}.prepare source={folder.name}"
+    if folder.name in runengine.choices("dataset"):
+        return f"python -m {__package__}.prepare dataset={folder.name}"
     return "make data"
 
 
@@ -110,11 +110,11 @@ def settings_for(image_shape: Sequence[int], num_classes: int) -> str:
     return f"'data.image_shape=[{shape}]' data.num_classes={num_classes}"  # quoted: zsh takes brackets for a pattern
 
 
-def _labels(raw: Raw) -> tuple[np.ndarray, list[str]]:
+def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
     """The labels as 0, 1, ... (int64, N), and the names of the classes."""
     if raw.images.ndim != 4 or len(raw.images) != len(raw.labels) or not len(raw.labels):
         raise UserError(
-            f"a source must give images of the shape N C H W and N labels, got {raw.images.shape} and "
+            f"a dataset must give images of the shape N C H W and N labels, got {raw.images.shape} and "
             f"{len(raw.labels)}. Grey images without a channel get one by images[:, None]."
         )
     if raw.classes:
@@ -132,7 +132,7 @@ def _labels(raw: Raw) -> tuple[np.ndarray, list[str]]:
 def _split(
     labels: np.ndarray,
     classes: Sequence[str],
-    official: Mapping[str, np.ndarray],
+    predefined_splits: Mapping[str, np.ndarray],
     split_seed: int,
     val_fraction: float,
     test_fraction: float,
@@ -140,10 +140,10 @@ def _split(
     """The rows of each split, sorted: those that are given, the others drawn with each class in the same share."""
     from sklearn.model_selection import train_test_split
 
-    splits = dict(official)
-    train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), np.concatenate([[], *official.values()]))
+    splits = dict(predefined_splits)
+    train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), np.concatenate([[], *predefined_splits.values()]))
     drawn = {"test": test_fraction, "val": val_fraction}
-    drawn = {name: fraction for name, fraction in drawn.items() if name not in official}
+    drawn = {name: fraction for name, fraction in drawn.items() if name not in predefined_splits}
     counts = np.bincount(labels[train], minlength=len(classes))
     if counts.min() <= len(drawn):
         rare = [f"{classes[label]!r} ({counts[label]})" for label in map(int, np.flatnonzero(counts <= len(drawn)))]
@@ -167,12 +167,12 @@ def _split(
     return {name: np.sort({"train": train, **splits}[name]) for name in SPLITS}
 
 
-def _images(raw: Raw, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def _images(raw: RawDataset, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """The images as they are stored, and what a table was standardised with: mean and spread of its training rows."""
     if raw.images.dtype == np.uint8:
         return raw.images, {}
     if not np.isfinite(raw.images).all():
-        raise UserError("the images hold values that are no numbers (NaN or infinite). Mend them in the source.")
+        raise UserError("the images hold values that are no numbers (NaN or infinite). Fix them in the raw data.")
     if not raw.features:
         return raw.images.astype(np.float32), {}
     mean, std = raw.images[train].mean(axis=0), raw.images[train].std(axis=0)
@@ -181,11 +181,11 @@ def _images(raw: Raw, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     return ((raw.images - mean) / std).astype(np.float32), record
 
 
-def _how_to_train(source: str, folder: str, record: Mapping[str, Any]) -> str:
+def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
     """The command that trains on what was prepared: only what differs from the defaults."""
-    choice = [f"data={source}"] if source in runengine.choices("data") else []
+    choice = [f"data={dataset}"] if dataset in runengine.choices("data") else []
     cfg = runengine.compose("train", choice)
-    choice = [*choice, f"experiment_name={source}"] if cfg.data != runengine.compose("train").data else []
+    choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
     shape, num_classes = record["image_shape"], len(record["classes"])
     if cfg.data.folder != folder:
         choice.append(f"data.folder={folder}")
@@ -198,16 +198,16 @@ def _how_to_train(source: str, folder: str, record: Mapping[str, Any]) -> str:
 
 @runengine.main("prepare")
 def main(cfg: DictConfig) -> None:
-    source: Callable[[], Raw] = hydra.utils.instantiate(cfg.source, _partial_=True, _convert_="all")
+    dataset: Callable[[], RawDataset] = hydra.utils.instantiate(cfg.dataset, _partial_=True, _convert_="all")
     record = prepare(
         Path(cfg.folder),
-        source,  # called in prepare: what it raises stays as it is
+        dataset,  # called in prepare: what it raises stays as it is
         split_seed=cfg.split_seed,
         val_fraction=cfg.val_fraction,
         test_fraction=cfg.test_fraction,
     )
     print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
-    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['source'], cfg.folder, record)}")
+    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder, record)}")
 
 
 if __name__ == "__main__":

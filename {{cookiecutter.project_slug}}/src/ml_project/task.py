@@ -5,7 +5,9 @@ Legend: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +27,8 @@ class ImageClassifier(pl.LightningModule):
         image_shape: C, H, W: of an example, for whoever draws the model.
         num_classes: K.
         make_optimizer: parameters -> optimizer, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
-        make_schedule: optimizer -> schedule of its learning rate, which steps once an epoch.
+        lr_scheduler: `scheduler`, optimizer -> schedule of its learning rate, and what else Lightning's `lr_scheduler`
+            may have: `interval` (epoch or step), `monitor` (the metric that ReduceLROnPlateau waits for).
     """
 
     def __init__(
@@ -34,13 +37,13 @@ class ImageClassifier(pl.LightningModule):
         image_shape: Sequence[int],
         num_classes: int,
         make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-        make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+        lr_scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.example_input_array = torch.zeros(2, *image_shape)
         self.make_optimizer = make_optimizer
-        self.make_schedule = make_schedule
+        self.lr_scheduler = lr_scheduler
         self.loss = nn.CrossEntropyLoss()
         # means over all images of an epoch, on all devices
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN is to be seen
@@ -94,9 +97,12 @@ class ImageClassifier(pl.LightningModule):
         if self.make_optimizer is None:
             raise ValueError("this task has no optimizer: it can only be evaluated. Pass make_optimizer.")
         optimizer = self.make_optimizer(self.parameters())
-        if self.make_schedule is None:
+        if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
+        make = self.lr_scheduler["scheduler"]
+        if "total_steps" in make.keywords:  # only the trainer knows how many steps there are
+            make = partial(make, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {**self.lr_scheduler, "scheduler": make(optimizer)}}
 
     def _step(self, batch: Batch, mean_loss: Metric, accuracy: Metric) -> tuple[Tensor, Tensor]:
         """Loss and logits; counts them."""

@@ -1,7 +1,7 @@
 """Train one model and record the run.
 
     python -m ml_project.train experiment=smoke       # one epoch: does everything work?
-    python -m ml_project.train optim.lr=0.01          # any setting of conf/, see --cfg job
+    python -m ml_project.train optimizer.lr=0.01      # any setting of conf/, see --cfg job
     python -m ml_project.train run_dir=runs/digits/…  # continue a run that was stopped
 
 What is typed is checked before anything starts.
@@ -51,9 +51,9 @@ def build_task(cfg: DictConfig) -> ImageClassifier:
     from .task import ImageClassifier
 
     model = instantiate(cfg.model, _convert_="all")
-    make_optimizer = instantiate(cfg.optim, _convert_="all")
-    make_schedule = instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None
-    return ImageClassifier(model, cfg.data.image_shape, cfg.data.num_classes, make_optimizer, make_schedule)
+    make_optimizer = instantiate(cfg.optimizer, _convert_="all")
+    lr_scheduler = instantiate(cfg.lr_scheduler, _convert_="all") if cfg.get("lr_scheduler") else None
+    return ImageClassifier(model, cfg.data.image_shape, cfg.data.num_classes, make_optimizer, lr_scheduler)
 
 
 if __name__ == "__main__":

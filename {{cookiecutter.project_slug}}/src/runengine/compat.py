@@ -4,6 +4,7 @@
 |---|---|---|
 | `fit_loop.epoch_progress`, `.epoch_loop.batch_progress`, `.restarting` | Lightning 2.6.6 | resuming within an epoch |
 | `fit_loop.epoch_loop._results` | Lightning 2.6.6 | means of `self.log` over an epoch that was interrupted |
+| `fit_loop._combined_loader`, `.on_load_checkpoint` | Lightning 2.6.6 | data after `estimated_stepping_batches` |
 | `trainer._results`, `._get_cache`, `._forked_name` | Lightning 2.6.6 | epochs without validation get earlier values |
 | `hydra._internal.core_plugins.basic_sweeper` | Hydra 1.3.8 | the combinations of a sweep |
 | `trial._trial_id` | Optuna 5.0 | reports of a trial that is resumed |
@@ -33,6 +34,21 @@ def progress(trainer: pl.Trainer) -> tuple[int, int]:
 def in_a_resumed_epoch(trainer: pl.Trainer) -> bool:
     """Has this epoch begun in an earlier process?"""
     return bool(trainer.fit_loop.restarting)
+
+
+def set_up_data_after_resuming(trainer: pl.Trainer) -> None:
+    """Let loaders be made again once the position in the epoch is known: to be called before a checkpoint is loaded.
+
+    `trainer.estimated_stepping_batches`, as OneCycleLR needs it in `configure_optimizers`, makes them before. By itself
+    Lightning keeps those: the rest of the epoch would be trained on its first batches once more.
+    """
+    loop: Any = trainer.fit_loop
+
+    def on_load_checkpoint(state: dict[str, Any]) -> None:
+        type(loop).on_load_checkpoint(loop, state)
+        loop._combined_loader = None
+
+    loop.on_load_checkpoint = on_load_checkpoint
 
 
 def stage_metrics(trainer: pl.Trainer) -> dict[str, float]:

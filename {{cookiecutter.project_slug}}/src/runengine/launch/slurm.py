@@ -1,6 +1,6 @@
 """Slurm: which job this is, how it goes back into the queue, and what a sweep needs before its jobs are submitted.
 
-    python -m my_project.train launch=slurm launch.partition=gpu optim.lr=0.001,0.003,0.01
+    python -m my_project.train launch=slurm launch.partition=gpu optimizer.lr=0.001,0.003,0.01
     sbatch scripts/train.sbatch model=mlp
 
 What Slurm was seen to do, version 22.05, stands in the template's docs/decisions.md.

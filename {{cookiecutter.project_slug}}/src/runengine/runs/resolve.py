@@ -111,7 +111,7 @@ def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
     for key in sorted(composed.keys() | before.keys()):
         if not (everything or _parents(key) & typed) or composed.get(key) == before.get(key):
             continue
-        grows = key == MAY_INCREASE and composed[key] > before[key] and not stored.get("schedule")
+        grows = key == MAY_INCREASE and composed[key] > before[key] and not stored.get("lr_scheduler")
         free = key.split(".")[0] in MUTABLE_ON_RESUME
         if not (grows or free or cfg.allow_changes):
             changed.append(f"{key} ({before.get(key)}, got {composed.get(key)})")

@@ -32,9 +32,9 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
     "data.batch_size": [(">=", 1)],
     "data.num_workers": [(">=", 0)],
-    "optim.lr": [(">", 0)],
-    "optim.momentum": [(">=", 0), ("<", 1)],
-    "optim.weight_decay": [(">=", 0)],
+    "optimizer.lr": [(">", 0)],
+    "optimizer.momentum": [(">=", 0), ("<", 1)],
+    "optimizer.weight_decay": [(">=", 0)],
     "launch.minutes": [(">=", 1)],
     "launch.cpus": [(">=", 1)],
     "launch.memory_gb": [(">=", 1)],
@@ -80,7 +80,7 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
     Args:
         cfg: the composed configuration.
         config_name: the program, `train` or `prepare`.
-        overrides: what was typed, such as `optim.lr=0.01`; each is compared with the type of its default.
+        overrides: what was typed, such as `optimizer.lr=0.01`; each is compared with the type of its default.
 
     Raises:
         UserError: names the setting, what it must be, and what it is.
@@ -207,7 +207,7 @@ def answer_help(doc: str | None, config_name: str) -> None:
 
 
 def typed_key(override: str) -> str:
-    """`optim.lr=0.1` -> `optim.lr`."""
+    """`optimizer.lr=0.1` -> `optimizer.lr`."""
     return re.split(r"[=@]", override, maxsplit=1)[0]
 
 

@@ -140,7 +140,7 @@ def _explain_hydra(error: BaseException) -> str | None:
         nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0) or options
         return f"{group}={choice} is not one of the choices: {', '.join(options)}. Try {group}={nearest[0]}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not a setting. Write key=value, for example optim.lr=0.01."
+        return f"{error.override!r} is not a setting. Write key=value, for example optimizer.lr=0.01."
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _explain_unknown_key(str(cause.full_key or cause.key))
@@ -170,7 +170,7 @@ def _explain_unknown_key(key: str) -> str:
 
     known = [name for name, _ in flatten(compose(project.current().script, chosen_groups(sys.argv[1:])))]
     nearest = difflib.get_close_matches(key, known, n=1)
-    last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]  # `lr` for `optim.lr`
+    last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]  # `lr` for `optimizer.lr`
     nearest = nearest or last or difflib.get_close_matches(key, project.groups(), n=1)
     hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
     return f"{key} is not a setting. {hint}"

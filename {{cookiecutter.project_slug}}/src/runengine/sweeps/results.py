@@ -127,7 +127,7 @@ def read_metrics(file: Path) -> dict[str, float]:
 
 
 def settings(job: Job) -> dict[str, str]:
-    """`optim.lr=0.1` -> {"optim.lr": "0.1"}."""
+    """`optimizer.lr=0.1` -> {"optimizer.lr": "0.1"}."""
     return dict(override.split("=", 1) for override in job.overrides if "=" in override)
 
 

@@ -1,6 +1,6 @@
 """A search: Optuna chooses the settings of each run (a trial) from how the earlier ones went.
 
-    python -m my_project.train search=default search.trials=50 search.space.optim.lr.high=0.01
+    python -m my_project.train search=default search.trials=50 search.space.optimizer.lr.high=0.01
 
 The study is a file in the sweep's folder, `optuna.log`, that works on network file systems too; every job reads and
 writes it. A trial that was stopped or has failed stays RUNNING there and is run again when the sweep is continued.
@@ -164,7 +164,7 @@ def _distributions(settings: DictConfig, cfg: DictConfig) -> dict[str, optuna.di
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """{"optim": {"lr": {"low": ..., "high": ...}}} -> "optim.lr", {"low": ..., "high": ...}."""
+    """{"optimizer": {"lr": {"low": ..., "high": ...}}} -> "optimizer.lr", {"low": ..., "high": ...}."""
     for key, value in node.items():
         if value is None:
             continue

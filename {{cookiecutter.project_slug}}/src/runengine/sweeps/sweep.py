@@ -1,6 +1,6 @@
 """Many runs in one sweep: a grid, several seeds, or a search.
 
-    python -m my_project.train -m optim.lr=0.001,0.01 model=cnn,mlp    # every combination
+    python -m my_project.train -m optimizer.lr=0.001,0.01 model=cnn,mlp    # every combination
     python -m my_project.train seeds=10                                # how much of a result is luck?
     python -m my_project.train search=default                          # Optuna chooses settings
     python -m my_project.train sweep_dir=runs/digits/sweep-…           # continue a sweep that was stopped

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from ..compat import in_a_resumed_epoch
+from ..compat import in_a_resumed_epoch, set_up_data_after_resuming
 from ..runs.run import Run
 from ..settings import process
 from ..settings.errors import UserError
@@ -97,6 +97,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.ended, self.due = False, []  # not those of an earlier call of `fit`; a checkpoint is loaded after this
         self.bad_step = None
+        set_up_data_after_resuming(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.ended
@@ -175,7 +176,7 @@ class LastCheckpoint(Checkpoint):
     def _refuse(self, name: str, value: float, step: int) -> None:
         good = f"The last good checkpoint is {self.file}" if self.file.exists() else "There is no checkpoint yet"
         raise UserError(
-            f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optim.lr or "
+            f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optimizer.lr or "
             "trainer.gradient_clip_val=1; debug=anomaly names the operation it comes from."
         )
 

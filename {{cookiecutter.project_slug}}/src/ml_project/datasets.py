@@ -1,9 +1,9 @@
-"""Where the raw data come from: each function here gives `Raw`, and a file in `conf/source/` names it.
+"""Where the raw data come from: each function here gives `RawDataset`, and a file in `conf/dataset/` names it.
 
-    python -m ml_project.prepare source=fashion_mnist
+    python -m ml_project.prepare dataset=fashion_mnist
 
-PUT YOUR OWN HERE: a function that returns `Raw(images, labels)`, and `conf/source/<name>.yaml` with its `_target_` and
-its settings. `docs/bring-your-own-data.md` shows it step by step.
+PUT YOUR OWN HERE: a function that returns `RawDataset(images, labels)`, and `conf/dataset/<name>.yaml` with its
+`_target_` and its settings. `docs/bring-your-own-data.md` shows it step by step.
 
 Legend: N rows, C channels, H W pixels, F features.
 """
@@ -37,33 +37,33 @@ MISSING = {"", "?", "na", "n/a", "nan", "none", "null"}  # compared in lower cas
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawDataset:
     """Raw data, one row an example.
 
     Args:
         images: N C H W; uint8, or float32 in 0..1. They may be a `np.memmap`, larger than memory.
         labels: N; words or numbers.
         classes: their names, where the labels are 0, 1, ...; without them each different label is a class, sorted.
-        official: the rows of the splits that the authors made, such as `{"test": rows}`; the others are drawn.
+        predefined_splits: the rows of the splits that the authors made, such as `{"test": rows}`; the others are drawn.
         features: the names of a table's columns, one image of 1 x 1 x F a row; they are standardised.
     """
 
     images: np.ndarray
     labels: np.ndarray
     classes: Sequence[str] = ()
-    official: Mapping[str, np.ndarray] = field(default_factory=dict)
+    predefined_splits: Mapping[str, np.ndarray] = field(default_factory=dict)
     features: Sequence[str] = ()
 
 
-def digits() -> Raw:
+def digits() -> RawDataset:
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images_NHW = data.images.astype(np.float32) / 16  # the pixels count from 0 to 16
-    return Raw(images_NHW[:, None], data.target)
+    return RawDataset(images_NHW[:, None], data.target)
 
 
-def fashion_mnist(folder: str, address: str, sha256: Mapping[str, str]) -> Raw:
+def fashion_mnist(folder: str, address: str, sha256: Mapping[str, str]) -> RawDataset:
     """What is missing of the four files is downloaded; the authors' test images stay the test split."""
     for name, checksum in sha256.items():
         download(f"{address.rstrip('/')}/{name}", Path(folder) / name, checksum)
@@ -73,10 +73,10 @@ def fashion_mnist(folder: str, address: str, sha256: Mapping[str, str]) -> Raw:
     )
     first_of_test = len(images[0])
     rows = np.arange(first_of_test, first_of_test + len(images[1]))
-    return Raw(np.concatenate(images)[:, None], np.concatenate(labels), FASHION, {"test": rows})
+    return RawDataset(np.concatenate(images)[:, None], np.concatenate(labels), FASHION, {"test": rows})
 
 
-def images(folder: str, size: Sequence[int], grey: bool) -> Raw:
+def images(folder: str, size: Sequence[int], grey: bool) -> RawDataset:
     """One folder of images for each class, in `folder` itself or in its train/, test/ and perhaps val/.
 
     Args:
@@ -85,8 +85,8 @@ def images(folder: str, size: Sequence[int], grey: bool) -> Raw:
         grey: one channel instead of three.
     """
     if len(size) != 2 or min(size) < 1:
-        raise UserError(f"source.size must be height and width, such as [64,64], got {list(size)}.")
-    files, labels, official = _find_images(Path(folder))
+        raise UserError(f"dataset.size must be height and width, such as [64,64], got {list(size)}.")
+    files, labels, predefined = _find_images(Path(folder))
     images_NCHW = _room((len(files), 1 if grey else 3, *size))
     broken = []
     for row, file in enumerate(tqdm(files, desc="reading", unit=" images", disable=None)):  # only on a terminal
@@ -96,7 +96,7 @@ def images(folder: str, size: Sequence[int], grey: bool) -> Raw:
             broken.append(file)
     if broken:
         raise UserError(f"{broken[0]}{_others(broken)} cannot be read as an image. Mend or delete what is no image.")
-    return Raw(images_NCHW, np.array(labels), official=official)
+    return RawDataset(images_NCHW, np.array(labels), predefined_splits=predefined)
 
 
 def _room(shape: tuple[int, ...]) -> np.ndarray:
@@ -128,7 +128,7 @@ def read_image(file: Path, shape: Sequence[int]) -> np.ndarray:
     return pixels_CHW
 
 
-def table(file: str, label: str, ignore: Sequence[str]) -> Raw:
+def table(file: str, label: str, ignore: Sequence[str]) -> RawDataset:
     """A CSV file: a line of names, then one row an example.
 
     Args:
@@ -139,7 +139,7 @@ def table(file: str, label: str, ignore: Sequence[str]) -> Raw:
     names, rows = _read_csv(Path(file))
     for name in [label, *ignore]:
         if name not in names:
-            setting = "source.label" if name == label else "source.ignore"
+            setting = "dataset.label" if name == label else "dataset.ignore"
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"Did you mean {nearest[0]}?" if nearest else f"Set {setting}."
             raise UserError(f"{file} has no column {name!r}: its columns are {_listed(names)}. {hint}")
@@ -151,7 +151,7 @@ def table(file: str, label: str, ignore: Sequence[str]) -> Raw:
     _refuse_missing(Path(file), [(number, label, text) for (number, _), text in zip(lines, labels, strict=True)])
     values_NF = _numbers(Path(file), names, features, lines)
     numbers = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", text) for text in labels)  # as numbers, 10 comes after 9
-    return Raw(values_NF[:, None, None], np.array(labels, dtype=np.int64 if numbers else str), features=features)
+    return RawDataset(values_NF[:, None, None], np.array(labels, dtype=np.int64 if numbers else str), features=features)
 
 
 def read_table(file: Path, data: Mapping[str, Any]) -> np.ndarray:
@@ -188,16 +188,16 @@ def _read_idx(file: Path) -> np.ndarray:
 
 
 def _find_images(root: Path) -> tuple[list[Path], list[str], dict[str, np.ndarray]]:
-    """Each image's file and class, and the rows of official splits."""
+    """Each image's file and class, and the rows of splits that are there already."""
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder. Put a folder of images for each class there, or set source.folder.")
+        raise UserError(f"{root} is not a folder. Put a folder of images for each class there, or set dataset.folder.")
     names = [folder.name for folder in _folders(root)]
     splits = list(SPLITS) if "train" in names else [""]
     if "train" in names and (strange := set(names) - set(SPLITS)):
         raise UserError(f"{root} holds train and {_listed(sorted(strange))}: beside train only val and test may be.")
     files: list[Path] = []
     labels: list[str] = []
-    official = {}
+    predefined = {}
     for split in splits:
         first = len(files)
         for folder in _folders(root / split) if split in ("", *names) else []:
@@ -209,11 +209,11 @@ def _find_images(root: Path) -> tuple[list[Path], list[str], dict[str, np.ndarra
             files += found
             labels += [folder.name] * len(found)
         if split in ("val", "test") and len(files) > first:
-            official[split] = np.arange(first, len(files))
+            predefined[split] = np.arange(first, len(files))
         if split in ("", "train") and not files:
             where = root / split
             raise UserError(f"{where} holds no folders. Put the images of each class into one: {where}/cat/1.png.")
-    return files, labels, official
+    return files, labels, predefined
 
 
 def _folders(root: Path) -> list[Path]:
@@ -227,7 +227,7 @@ def _visible(file: Path, folder: Path) -> bool:
 def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The names of the columns, and each row with its number as a spreadsheet counts (the names are row 1)."""
     if not file.is_file():
-        raise UserError(f"{file} does not exist. Put your table there, or set source.file.")
+        raise UserError(f"{file} does not exist. Put your table there, or set dataset.file.")
     try:
         text = file.read_text(encoding="utf-8-sig")  # Excel marks UTF-8 by three bytes
     except UnicodeDecodeError:
@@ -274,7 +274,7 @@ def _numbers(
         number, name, text = strange[0]
         raise UserError(
             f"{file}, row {number}, column {name!r}: {text!r} is no number{_others(strange)}. "
-            f"Write numbers such as 0.5, or leave the column out: source.ignore=[{name}]"
+            f"Write numbers such as 0.5, or leave the column out: dataset.ignore=[{name}]"
         )
     return values_NF
 

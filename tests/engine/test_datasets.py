@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ml_project import sources
+from ml_project import datasets
+from ml_project.datasets import RawDataset
 from ml_project.prepare import prepare
-from ml_project.sources import Raw
 from PIL import Image
 from runengine import UserError, compose
 from runengine.data import download
@@ -56,13 +56,13 @@ def pets(num_images: int = 4, where: str = "") -> list[str]:
 
 
 def prepare_pets(grey: bool = False) -> dict[str, Any]:
-    return prepare(Path("data/pets"), partial(sources.images, "pets", [4, 6], grey), **SHARES)
+    return prepare(Path("data/pets"), partial(datasets.images, "pets", [4, 6], grey), **SHARES)
 
 
 def test_a_large_folder_of_images_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     draw(*pets())
     small = prepare_pets()
-    monkeypatch.setattr(sources, "LARGE_BYTES", 100)
+    monkeypatch.setattr(datasets, "LARGE_BYTES", 100)
     monkeypatch.setattr("ml_project.prepare.PART_BYTES", 200)
     assert prepare_pets() == small  # with the SHA-256 of each file
 
@@ -90,16 +90,16 @@ def test_splits_that_the_images_have_are_kept() -> None:
 
 def test_an_image_of_16_bits_keeps_its_greys_and_a_photo_is_turned_upright() -> None:
     Image.fromarray(np.array([[0, 128 << 8], [255 << 8, 0]], dtype=np.uint16)).save("deep.png")
-    assert sources.read_image(Path("deep.png"), (1, 2, 2)).tolist() == [[[0, 128], [255, 0]]]
+    assert datasets.read_image(Path("deep.png"), (1, 2, 2)).tolist() == [[[0, 128], [255, 0]]]
     photo, exif = Image.new("L", (2, 4)), Image.Exif()
     exif[0x0112] = 6  # orientation: lies on its side
     photo.putpixel((0, 0), 255)
     photo.save("photo.png", exif=exif)
-    assert sources.read_image(Path("photo.png"), (1, 2, 4))[0, 0].tolist() == [0, 0, 0, 255]
+    assert datasets.read_image(Path("photo.png"), (1, 2, 4))[0, 0].tolist() == [0, 0, 0, 255]
 
 
 @pytest.mark.parametrize(("files", "sentence"), [
-    ([], "pets is not a folder. Put a folder of images for each class there, or set source.folder."),
+    ([], "pets is not a folder. Put a folder of images for each class there, or set dataset.folder."),
     (["README"], "pets holds no folders. Put the images of each class into one: pets/cat/1.png."),
     (["train/README"], "pets/train holds no folders. Put the images of each class into one: pets/train/cat/1.png."),
     ([*pets(), "eel/.hidden"], "pets/eel holds no images. Put the images of this class there, or delete the folder."),
@@ -125,8 +125,8 @@ def test_a_mistake_in_a_folder_of_images_gets_one_sentence(files: list[str], sen
 
 
 def test_a_size_of_images_is_two_numbers() -> None:
-    sentence = "source.size must be height and width, such as [64,64], got [64]."
-    assert sentence_of(lambda: sources.images("pets", [64], False)) == sentence
+    sentence = "dataset.size must be height and width, such as [64,64], got [64]."
+    assert sentence_of(lambda: datasets.images("pets", [64], False)) == sentence
 
 
 # --- tables
@@ -138,7 +138,7 @@ FLOWERS = "id,width,length,species\n" + "".join(
 
 def prepare_flowers(text: str | bytes, *, label: str = "species", ignore: tuple[str, ...] = ("id",)) -> dict[str, Any]:
     Path("flowers.csv").write_bytes(text.encode() if isinstance(text, str) else text)
-    return prepare(Path("data/flowers"), partial(sources.table, "flowers.csv", label, ignore), **SHARES)
+    return prepare(Path("data/flowers"), partial(datasets.table, "flowers.csv", label, ignore), **SHARES)
 
 
 def test_a_table_is_standardised_with_its_training_rows() -> None:
@@ -159,12 +159,12 @@ def test_a_table_is_standardised_with_its_training_rows() -> None:
 def test_new_rows_are_standardised_as_those_of_the_training_whatever_their_order() -> None:
     record = prepare_flowers(FLOWERS)
     Path("new.csv").write_text(f"length;note;width\n8;x;{record['mean'][0]}\n")
-    np.testing.assert_array_equal(sources.read_table(Path("new.csv"), record), [[[[0, 1]]]])
+    np.testing.assert_array_equal(datasets.read_table(Path("new.csv"), record), [[[[0, 1]]]])
     Path("new.csv").write_text("note\nx\n")
     sentence = "new.csv lacks what the model was trained on: width, length."
-    assert sentence_of(lambda: sources.read_table(Path("new.csv"), record)) == sentence
+    assert sentence_of(lambda: datasets.read_table(Path("new.csv"), record)) == sentence
     sentence = "new.csv is a table, but the model was not trained on one. Give --model=runs/... that was."
-    assert sentence_of(lambda: sources.read_table(Path("new.csv"), {})) == sentence
+    assert sentence_of(lambda: datasets.read_table(Path("new.csv"), {})) == sentence
 
 
 def test_semicolons_and_the_mark_of_excel_are_understood_and_numbers_as_classes_sorted() -> None:
@@ -176,7 +176,7 @@ def test_semicolons_and_the_mark_of_excel_are_understood_and_numbers_as_classes_
     ("species", "Species", "flowers.csv has no column 'species': its columns are id, width, length, Species. "
      "Did you mean Species?"),
     ("id,", "number,", "flowers.csv has no column 'id': its columns are number, width, length, species. "
-     "Set source.ignore."),
+     "Set dataset.ignore."),
     ("\n3,1.5,", "\n3,,", "flowers.csv, row 5, column 'width': the value is missing. "
      "Fill in what is missing, or delete these rows or columns."),
     (",7,rose", ",NaN,rose", "flowers.csv, row 3, column 'length': the value is missing, and 7 more. "
@@ -184,7 +184,7 @@ def test_semicolons_and_the_mark_of_excel_are_understood_and_numbers_as_classes_
     ("1.5,7,rose", "1.5,7,", "flowers.csv, row 5, column 'species': the value is missing. "
      "Fill in what is missing, or delete these rows or columns."),
     ("\n3,1.5,", "\n3,wide,", "flowers.csv, row 5, column 'width': 'wide' is no number. "
-     "Write numbers such as 0.5, or leave the column out: source.ignore=[width]"),
+     "Write numbers such as 0.5, or leave the column out: dataset.ignore=[width]"),
     ("width,length", "width,width", "flowers.csv has more than one column width. Give each a name of its own."),
     ("id,width", ",width", "flowers.csv: column 1 has no name. Name it, or delete it (pandas: to_csv(index=False))."),
     ("\n3,1.5,", "\n3,1,5,", "flowers.csv, row 5: 5 values for 4 columns. Mend this row."),
@@ -205,8 +205,8 @@ def test_a_mistake_in_a_table_gets_one_sentence(old: str, new: str | bytes, sent
 
 
 def test_a_table_that_is_not_there_gets_one_sentence() -> None:
-    sentence = "no.csv does not exist. Put your table there, or set source.file."
-    assert sentence_of(lambda: sources.table("no.csv", "label", [])) == sentence
+    sentence = "no.csv does not exist. Put your table there, or set dataset.file."
+    assert sentence_of(lambda: datasets.table("no.csv", "label", [])) == sentence
 
 
 # --- a source of one's own
@@ -216,25 +216,27 @@ TWO_N = np.arange(12) % 2
 
 
 def test_a_source_may_give_words_or_numbers_with_names() -> None:
-    words = prepare(Path("words"), lambda: Raw(GREY_N, np.array(["no", "yes"])[TWO_N]), **SHARES)
-    names = prepare(Path("names"), lambda: Raw(GREY_N, TWO_N, ["yes", "no"]), **SHARES)
+    words = prepare(Path("words"), lambda: RawDataset(GREY_N, np.array(["no", "yes"])[TWO_N]), **SHARES)
+    names = prepare(Path("names"), lambda: RawDataset(GREY_N, TWO_N, ["yes", "no"]), **SHARES)
     assert words["classes"] == ["no", "yes"]
     assert names["classes"] == ["yes", "no"]
 
 
 @pytest.mark.parametrize(("raw", "sentence"), [
-    (Raw(GREY_N[:, 0], TWO_N), "a source must give images of the shape N C H W and N labels, got (12, 4, 4) and 12. "
+    (RawDataset(GREY_N[:, 0], TWO_N),
+     "a dataset must give images of the shape N C H W and N labels, got (12, 4, 4) and 12. "
      "Grey images without a channel get one by images[:, None]."),
-    (Raw(GREY_N, TWO_N[:3]), "a source must give images of the shape N C H W and N labels, got (12, 1, 4, 4) and 3. "
+    (RawDataset(GREY_N, TWO_N[:3]),
+     "a dataset must give images of the shape N C H W and N labels, got (12, 1, 4, 4) and 3. "
      "Grey images without a channel get one by images[:, None]."),
-    (Raw(GREY_N, TWO_N + 1, ["a", "b"]), "with 2 names of classes, labels must be 0 to 1."),
-    (Raw(GREY_N * np.nan, TWO_N),
-     "the images hold values that are no numbers (NaN or infinite). Mend them in the source."),
-    (Raw(GREY_N, np.arange(12) // 3), "12 examples of 4 classes cannot be split by test_fraction=0.25: "
+    (RawDataset(GREY_N, TWO_N + 1, ["a", "b"]), "with 2 names of classes, labels must be 0 to 1."),
+    (RawDataset(GREY_N * np.nan, TWO_N),
+     "the images hold values that are no numbers (NaN or infinite). Fix them in the raw data."),
+    (RawDataset(GREY_N, np.arange(12) // 3), "12 examples of 4 classes cannot be split by test_fraction=0.25: "
      "The test_size = 3 should be greater or equal to the number of classes = 4. "
      "Add examples, or change the fraction."),
 ])  # fmt: skip
-def test_a_mistake_in_a_source_gets_one_sentence(raw: Raw, sentence: str) -> None:
+def test_a_mistake_in_a_dataset_gets_one_sentence(raw: RawDataset, sentence: str) -> None:
     assert sentence_of(lambda: prepare(Path("mine"), lambda: raw, **SHARES)) == sentence
 
 
@@ -429,7 +431,7 @@ def test_the_test_images_of_the_authors_stay_the_test_split(server: Server) -> N
         arrays[f"{part}-labels-idx1-ubyte.gz"] = (np.arange(count) % 10).astype(np.uint8)
     server.files = {f"/{name}": idx(array) for name, array in arrays.items()}
     checksums = {name: hashlib.sha256(server.files[f"/{name}"]).hexdigest() for name in FILES}
-    source = partial(sources.fashion_mnist, "raw", f"{server.address}/", checksums)
+    source = partial(datasets.fashion_mnist, "raw", f"{server.address}/", checksums)
     record = prepare(Path("data/fashion_mnist"), source, **SHARES)
     assert record["rows"] == {"train": 60, "val": 20, "test": 20}
     assert record["classes"][9] == "Ankle boot"
@@ -438,11 +440,12 @@ def test_the_test_images_of_the_authors_stay_the_test_split(server: Server) -> N
     for kind, name in (("images", "images-idx3"), ("labels", "labels-idx1")):
         found, wanted = stored("data/fashion_mnist", "test", kind), arrays[f"t10k-{name}-ubyte.gz"]
         np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)
-    assert compose("prepare", ["source=fashion_mnist"]).source.sha256.keys() == checksums.keys()
+    assert compose("prepare", ["dataset=fashion_mnist"]).dataset.sha256.keys() == checksums.keys()
 
 
 def test_a_file_of_another_kind_gets_one_sentence(server: Server) -> None:
     server.files = {f"/{name}": gzip.compress(b"text") for name in FILES}
     checksum = hashlib.sha256(server.files[f"/{FILES[0]}"]).hexdigest()
     sentence = "raw/train-images-idx3-ubyte.gz is not a file of the kind of MNIST's: gzip, and in it IDX of bytes."
-    assert sentence_of(lambda: sources.fashion_mnist("raw", server.address, dict.fromkeys(FILES, checksum))) == sentence
+    checksums = dict.fromkeys(FILES, checksum)
+    assert sentence_of(lambda: datasets.fashion_mnist("raw", server.address, checksums)) == sentence
