@@ -1,4 +1,4 @@
-"""How long a project takes to be generated, beside the same files rendered by cookiecutter alone.
+"""How long a project takes to be generated, compared with the same files rendered by cookiecutter alone.
 
 python benchmarks/generation.py            # a minute; --repetitions 5 for a first look, --quick for none
 """

@@ -1,4 +1,4 @@
-"""What the training loop costs beside a bare one in plain PyTorch, layer by layer.
+"""What the training loop costs compared with a bare one in plain PyTorch, layer by layer.
 
     make demo
     python benchmarks/loop.py                        # on the CPU, two sizes of data
@@ -280,6 +280,8 @@ def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
     )
     for work in works:
         with tempfile.TemporaryDirectory() as name:
+            root = Path(name, "pyproject.toml")  # runs go here
+            root.write_text(f'[tool.runengine]\npackage = "{package}"\n')
             os.chdir(name)
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
             loops = Loops(package, work, Path(name), device)

@@ -3,7 +3,7 @@
     make demo
     python benchmarks/startup.py
 
-What needs no torch stands beside `import hydra`; a whole start beside `import torch, pytorch_lightning`. Each is a
+What needs no torch is compared with `import hydra`; a complete start with `import torch, pytorch_lightning`. Each is a
 process of its own, taken in turns.
 """
 
@@ -61,6 +61,7 @@ def measure(project: Path, package: str, repetitions: int, folder: Path, *, quic
     if quick:
         del table["first step, all on"]
     python, data = str(project / ".venv/bin/python"), f"data.folder={project / 'data/processed'}"
+    Path(folder, "pyproject.toml").write_text(f'[tool.runengine]\npackage = "{package}"\n')  # the root: runs go here
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for number in range(1 if quick else 0, repetitions + 1):
         for name, arguments in table.items():

@@ -6,7 +6,7 @@
     python benchmarks/tracking.py cost              # steps a second, as ratios
 
 The server is MLflow's own, on loopback, with a database of its own; a proxy makes it slow or lets it refuse. After the
-training the fault is mended and `sync` is called once; then each metric of the run's folder must be in MLflow once.
+training the fault is ended and `sync` is called once; then each metric of the run's folder must be in MLflow once.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ AT_START = {"absent", "slow"}
 
 
 def suffer(project: Path, package: str, fault: str, folder: Path, epochs: int = EPOCHS) -> Outcome:
-    """Train under this fault, mend it, send the rest, and look at what MLflow has."""
+    """Train under this fault, end it, send the rest, and look at what MLflow has."""
     _, happen = FAULTS[fault]
     server = Server(project / ".venv/bin/python", folder / "server", disk="24m" if fault == "full" else None)
     if fault != "absent":
@@ -309,7 +309,7 @@ def suffer(project: Path, package: str, fault: str, folder: Path, epochs: int = 
             training.middle()
             happen(Scene(server, proxy, training))
         printed, training_s = training.end()
-        mend(server, proxy, fault)
+        end_fault(server, proxy, fault)
         if (training.run / "unsent.json").exists():
             printed += training.sync()
         if fault == "full":
@@ -321,7 +321,7 @@ def suffer(project: Path, package: str, fault: str, folder: Path, epochs: int = 
         server.end()
 
 
-def mend(server: Server, proxy: Proxy, fault: str) -> None:
+def end_fault(server: Server, proxy: Proxy, fault: str) -> None:
     proxy.wait_s, proxy.status = 0, 0
     if fault == "full":
         server.next()

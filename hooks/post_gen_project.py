@@ -14,7 +14,7 @@ ENGINE = {"runengine", "hydra_plugins"}  # folders in src/ that are the same, by
 
 
 def keep(among: str, *chosen: str) -> None:
-    """Move the content of the chosen folders to the project's top, behind a file that is there; delete the others."""
+    """Move the content of the chosen folders to the project's top, append it to files that exist; delete the others."""
     for folder in (Path(among, name) for name in chosen):
         for source in sorted(file for file in folder.rglob("*") if file.is_file()):
             target = Path(source.relative_to(folder))
@@ -38,7 +38,7 @@ def license_headers() -> None:
 
 def rename_package(name: str) -> None:
     for file in owned("*"):
-        if file.name != "LICENSE":  # there the word can only be somebody's name
+        if file.name != "LICENSE":  # in a licence the word can only be somebody's name
             content = file.read_bytes()
             if PLACEHOLDER.encode() in content:
                 file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
@@ -71,4 +71,4 @@ keep("profiles", *(() if profile == "student" else (profile, f"{profile}-{ci}"))
 if ANSWERS["license"] == "Apache-2.0":
     license_headers()
 rename_package(ANSWERS["package_name"])
-print(next_steps().encode("ascii", "replace").decode(), file=sys.stderr)  # `cruft diff > patch` stays clean
+print(next_steps().encode("ascii", "replace").decode(), file=sys.stderr)  # not into `cruft diff > patch`

@@ -17,4 +17,4 @@ try:
         prompts[answer] = f"{prompts.get(answer, answer)} (detected): {reason}".replace("[", r"\[")
     questions.write_text(json.dumps(content, indent=2), encoding="utf-8")
 except Exception as error:
-    print(f"Nothing could be read from this machine ({error!a}); the template's own suggestions stand.")
+    print(f"Nothing could be read from this machine ({error!a}); the template's own suggestions are used.")

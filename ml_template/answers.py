@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_project.py replaces it
-NEVER_SET = "CHANGE-ME"  # no name that a bucket can have: the project's scripts/data_remote.py asks for another
+NEVER_SET = "CHANGE-ME"  # no bucket can have this name; the project's scripts/data_remote.py asks for a real one
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 ENGINE = ("hydra_plugins", "runengine")  # packages that stand next to the project's own
 # what the generated project imports: a package of the same name would hide it
@@ -25,7 +25,7 @@ DEPENDENCIES = frozenset(ENGINE).union(
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 
-REMEDY = "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere."
+REMEDY = "Update the driver, or choose what `auto` recommends; keep it if the project will run elsewhere."
 
 Cookiecutter = MutableMapping[str, Any]
 
@@ -49,7 +49,7 @@ def package(text: str) -> str:
 
 
 def remote_url(kind: str, slug: str) -> str:
-    """The address that is suggested for DVC's remote: a folder works at once, the others have to be named."""
+    """The address that is suggested for DVC's remote: a folder works at once, the others need a name."""
     return f"../{slug}-data" if kind == "local" else f"{kind}://{NEVER_SET}/{slug}"
 
 
@@ -64,13 +64,13 @@ def lit(value: object) -> str:
 
 
 def md(value: object) -> str:
-    """Text in Markdown that stays text: no emphasis, link, code or HTML comes of it."""
+    """Escape text for Markdown, so that it makes no emphasis, link, code or HTML."""
     text = re.sub(r"([\\`*_<>\[\]{}|&~$#])", r"\\\1", str(value).strip())
     return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", text)  # at the start of a line these make lists and rules
 
 
 def owner(email: object) -> str:
-    """An address as it may stand in CODEOWNERS; nothing if it is none there."""
+    """The address, if CODEOWNERS accepts it; otherwise nothing."""
     return str(email) if re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", str(email), re.ASCII) else ""
 
 
@@ -81,10 +81,10 @@ def resolve(answers: Cookiecutter) -> str:
     """
     kind, name = answers["data_remote"], answers["project_slug"]
     if NEVER_SET in answers["data_remote_url"] or answers["data_remote_url"] == remote_url("local", name):
-        answers["data_remote_url"] = remote_url(kind, name)  # `cruft update` brings the suggestion for another kind
+        answers["data_remote_url"] = remote_url(kind, name)  # `cruft update` may bring that of another kind
     _check_all(answers)
     builds = answers["_builds"]
-    detected = answers.get("_detected")  # by pre_prompt.py, which cruft and `--accept-hooks no` leave out
+    detected = answers.get("_detected")  # set by pre_prompt.py, which cruft and `--accept-hooks no` do not run
     if not detected:
         detected = runpy.run_path(str(Path(__file__).with_name("machine.py")))["detect"](builds)
     for question, (answer, reason) in detected["recommended"].items():
@@ -114,7 +114,7 @@ def resolve(answers: Cookiecutter) -> str:
 
 
 def validate(answers: Cookiecutter) -> str:
-    """Refuse bad answers; also called by the pre_gen hook, because a replay file reaches it unasked.
+    """Refuse bad answers; the pre_gen hook calls it, too, because answers from a replay file were not checked before.
 
     Raises:
         cookiecutter.exceptions.FailedHookException: which cookiecutter prints as one line, with exit status 1.
@@ -156,7 +156,7 @@ def _check(answers: Cookiecutter) -> None:
 def _check_remote(kind: str, url: str) -> None:
     if re.search(r"://[^/]*:[^/]*@|[?&](sig|key|token|password)=|AccountKey=|SharedAccessSignature", url):
         raise Refused(
-            "data_remote_url holds a password or a key, which every copy of the project would tell. Leave it out; "
+            "data_remote_url contains a password or a key, and every copy of the project would, too. Leave it out; "
             "later: dvc remote modify --local data, which Git ignores, or environment variables."
         )
     is_address = re.fullmatch(r"[^\s:]+" if kind == "local" else rf"{kind}://[^/\s].*", url.replace(" ", "_"))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 PYTHONS = ("3.11", "3.12", "3.13")  # Hydra 1.3 stops at 3.13; PyTorch 2.15 and pandas 3 start at 3.11
 MANAGERS = {"poetry": ("poetry",), "conda": ("conda", "mamba", "micromamba"), "uv": ("uv",)}  # in the order of choice
-LIMIT_S = 3.0  # for one command; they run side by side
+LIMIT_S = 3.0  # for one command; `facts` runs them in parallel
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
 QUERY = "driver_version,compute_cap,memory.total,name"
 
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 class Gpu(NamedTuple):
     name: str
-    capability: tuple[int, ...] | None  # (8, 6); None where the driver is too old to tell
+    capability: tuple[int, ...] | None  # (8, 6); None where the driver is too old to report it
     memory_mib: int | None
 
 
@@ -109,14 +109,14 @@ def choose_cuda(found: Nvidia, builds: Builds, system: str = platform.system()) 
         if not misfits:
             return Answer(name, f"{found.gpus[0].name}, {found.reason}{_because(refusals)}")
         refusals += [f"{name}: {misfit}" for misfit in misfits]
-    # GPUs of very different age, and a driver new enough: serve the newest of them
+    # no build serves all GPUs, though the driver is new enough: take the one that serves the newest of them
     for name in reversed(candidates):
         served = [gpu for gpu in found.gpus if not unfit(found._replace(gpus=(gpu,)), builds[name])]
         if served:
             left = ", ".join(gpu.name for gpu in found.gpus if gpu not in served)
             return Answer(name, f"for {served[0].name}; no build serves all GPUs here, this one leaves out {left}")
     if any(gpu.capability and gpu.capability >= (10,) for gpu in found.gpus):
-        return Answer("cpu", f"{'; '.join(refusals)}. Update the driver (conda's build for CUDA 12 would fit as it is)")
+        return Answer("cpu", f"{'; '.join(refusals)}. Update the driver, or choose conda: its CUDA 12 fits this driver")
     return Answer("cpu", f"{'; '.join(refusals)}. Update the driver")
 
 

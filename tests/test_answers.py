@@ -50,7 +50,7 @@ REFUSED = {
         "Press Enter to take the official one."
     ),
     "data_remote_url=s3://key:secret@bucket": (
-        "data_remote_url holds a password or a key, which every copy of the project would tell. Leave it out; "
+        "data_remote_url contains a password or a key, and every copy of the project would, too. Leave it out; "
         "later: dvc remote modify --local data, which Git ignores, or environment variables."
     ),
     "data_remote_url=s3://bucket/x": (

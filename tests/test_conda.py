@@ -322,8 +322,9 @@ class Machine:
 NewMachine = Callable[..., Machine]
 CHECKED = [
     "python -m runengine doctor --quick",
-    "dvc config --local core.no_scm true",
+    "python -m runengine dvc-ready",
     "python -m runengine store sqlite:///mlflow.db",
+    "python -m runengine offer .conda/.ready-asked",
 ]
 
 
@@ -393,7 +394,7 @@ def test_a_wrong_build_is_not_ready(machine: NewMachine) -> None:
     (here.project.path / ".conda/bin/python").write_text("#!/bin/sh\nexit 1\n")  # something replaced PyTorch
     here.make("setup", expect=2)
     assert "error: the environment is not there yet. Run: make setup\n" in here.make("train", expect=2)
-    (here.project.path / ".conda/bin/python").write_text("#!/bin/sh\nexit 2\n")  # the doctor could not tell
+    (here.project.path / ".conda/bin/python").write_text("#!/bin/sh\nexit 2\n")  # the doctor's `unknown`
     here.make("setup")
     assert (here.project.path / ".conda/.ready").exists()
 
@@ -440,7 +441,7 @@ def test_the_program_can_be_named(machine: NewMachine, tmp_path: Path) -> None:
     here.make("setup", f"CONDA={tmp_path}/micromamba")
     assert here.calls[0].startswith("micromamba create ")
     here.make("clean-env")
-    assert "error: CONDA must name a mamba, micromamba or conda that runs, got /nowhere. Mend it" in here.make(
+    assert "error: CONDA must name a mamba, micromamba or conda that runs, got /nowhere. Fix it" in here.make(
         "setup", "CONDA=/nowhere", expect=2
     )
 
@@ -524,7 +525,7 @@ def test_a_lock_is_used_where_it_fits(machine: NewMachine, program: str, listed:
     environment.write_text(environment.read_text() + "# changed\n")
     another = "error: conda-lock.txt was written for another environment.yml. Run: make clean-env setup lock\n"
     assert another in here.make("lock-fresh", expect=2)
-    assert "conda-lock.txt was written for another environment.yml and is left aside" in here.make("setup")
+    assert "conda-lock.txt was written for another environment.yml and is not used" in here.make("setup")
     assert here.calls[0].endswith("--file environment.yml")
 
 

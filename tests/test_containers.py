@@ -171,7 +171,7 @@ def test_the_devcontainer_sets_itself_up_and_trains(
         assert '"outcome":"success"' in up
         assert devcontainer("exec", "id", "-un").split()[-1] == "user"
         look = "from runengine.machine import check_system; print(check_system.shared_memory(None))"
-        assert "state='well'" in devcontainer("exec", ".venv/bin/python", "-c", look)
+        assert "state='ok'" in devcontainer("exec", ".venv/bin/python", "-c", look)
         assert (project.path / "uv.lock").stat().st_uid == 1000
         assert "uv" in devcontainer("exec", "ls", "/home/user/.cache")  # the volume is the user's
         devcontainer("exec", "make", "data")

@@ -42,6 +42,7 @@ class Workplace:
     def __init__(self, folder: Path, project: Path, python: Path) -> None:
         self.folder, self.python = folder, python
         (folder / "data").symlink_to(project / "data")
+        (folder / "pyproject.toml").write_text('[tool.runengine]\npackage = "my_project"\n', encoding="utf-8")
         self.env = {
             **os.environ,
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -172,7 +173,7 @@ def test_sigterm_to_one_process_stops_all(work: Workplace) -> None:
         time.sleep(0.02)
     process.terminate()
     assert process.wait(timeout=60) == 75
-    assert "Go on with: python -m my_project.train run_dir=runs/x" in record.read_text().splitlines()[-1]
+    assert "Resume with: python -m my_project.train run_dir=runs/x" in record.read_text().splitlines()[-1]
     assert not work.ranks()
 
 

@@ -107,18 +107,24 @@ def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> N
     pipeline.append("src/runengine/machine/doctor.py", "# a sentence of the doctor")
     assert pipeline.stages() == ""
     pipeline.append("src/my_project/evaluate.py", "# changed")
-    assert pipeline.stages() == "e"
+    assert pipeline.stages() == "se"
     pipeline.edit(f"{conf}/optimizer/adamw.yaml", "lr: 0.003", "lr: 0.002")
     assert pipeline.stages() == "ste"
     assert "lr: 0.002" in (pipeline.path / "runs/dvc/latest/config.yaml").read_text()
     pipeline.edit(f"{conf}/prepare.yaml", "split_seed: 0", "split_seed: 1")
     assert pipeline.stages() == "spte"
     pipeline.append("src/my_project/model.py", "# changed")
-    assert pipeline.stages() == "te"
+    assert pipeline.stages() == "ste"
+    (pipeline.path / "src/my_project/layers").mkdir()
+    (pipeline.path / "src/my_project/layers/blocks.py").write_text("SIZE = 3\n", encoding="utf-8")
+    pipeline.append("src/my_project/model.py", "from .layers.blocks import SIZE")
+    assert pipeline.stages() == "ste"
+    pipeline.append("src/my_project/layers/blocks.py", "# changed")
+    assert pipeline.stages() == "ste"
     (pipeline.path / "src/runengine/VERSION").write_text("99.0.0\n", encoding="utf-8")
     assert pipeline.stages() == "te"
     printed = pipeline.dvc("repro", "--force", "train")
-    assert "runs/dvc/latest begins anew: it was finished" in printed
+    assert "runs/dvc/latest starts over: it was finished" in printed
 
 
 def start(pipeline: Pipeline, until: str) -> subprocess.Popen[bytes]:
@@ -147,8 +153,8 @@ def test_a_pipeline_that_was_stopped_goes_on(pipeline: Pipeline, signum: signal.
 
     printed = pipeline.dvc("repro")
     assert "Running stage 'settings'" not in printed
-    assert "continuing from runs/dvc/latest/checkpoints/last.ckpt" in printed
-    assert "begins anew" not in printed
+    assert "resuming from runs/dvc/latest/checkpoints/last.ckpt" in printed
+    assert "starts over" not in printed
     run_folder = pipeline.path / "runs/dvc/latest"
     assert len((run_folder / "starts.jsonl").read_text().splitlines()) == 2
     history = (run_folder / "history.csv").read_text()
@@ -174,7 +180,7 @@ def test_a_run_that_was_stopped_is_not_continued_with_other_settings(pipeline: P
     pipeline.edit("src/my_project/conf/optimizer/adamw.yaml", "lr: 0.003", "lr: 0.004")
     pipeline.edit("pipeline.yaml", "max_epochs=2000", "max_epochs=2")
     printed = pipeline.dvc("repro")
-    assert "runs/dvc/latest begins anew: optimizer.lr, trainer.max_epochs changed" in printed
+    assert "runs/dvc/latest starts over: optimizer.lr, trainer.max_epochs changed" in printed
     assert len((pipeline.path / "runs/dvc/latest/history.csv").read_text().splitlines()) == 3
     assert mlflow_run_id.read_text() != old
 
@@ -386,7 +392,7 @@ def test_a_remote_that_is_not_there_gets_one_sentence(remote: Remote, s3: str, s
         pipeline.wipe() if target == "pull" else None
         said(
             f"s3://nobody/project at {s3}: there is no such bucket. "
-            "Make it, or correct the address: dvc remote modify data url <address>.",
+            "Create it, or correct the address: dvc remote modify data url <address>.",
             target,
         )
     pipeline.dvc("repro", "prepare")
@@ -399,7 +405,7 @@ def test_a_remote_that_is_not_there_gets_one_sentence(remote: Remote, s3: str, s
     refuse_after(s3, 1_000_000)
     nothing = f"http://127.0.0.1:{free_port()}"
     modify("data", "endpointurl", nothing)
-    look = "Look at the address (dvc remote list) and the network."
+    look = "Check the address (dvc remote list) and the network."
     said(f"s3://data/refused at {nothing} cannot be reached. {look}")
     modify("data", "--unset", "endpointurl")
 
@@ -436,8 +442,8 @@ def test_damaged_data_go_nowhere(remote: Remote, tmp_path: Path) -> None:
     name = f"files/md5/{md5[:2]}/{md5[2:]}"
     damage(pipeline.path / ".dvc/cache" / name)
     sentence = (
-        f"error: the content of 1 file(s) in DVC's cache is not what it was: .dvc/cache/{name}. "
-        "Delete them, then get them again: make pull, or make them anew: dvc repro --force."
+        f"error: the content of 1 file(s) in DVC's cache has changed: .dvc/cache/{name}. "
+        "Delete them, then fetch them again (make pull) or create them again (dvc repro --force)."
     )
     assert [error_of(pipeline, "push"), error_of(pipeline, "pull")] == [sentence, sentence]
     assert not (tmp_path / "store").exists()
@@ -448,14 +454,14 @@ def test_damaged_data_go_nowhere(remote: Remote, tmp_path: Path) -> None:
     damage(tmp_path / "store" / name)
     pipeline.wipe()
     assert error_of(pipeline, "pull") == (
-        f"error: {tmp_path}/store/{name} is damaged in the remote: its content is not what its name says. "
-        "Delete it there, then run make push where the data are whole."
+        f"error: {tmp_path}/store/{name} is damaged in the remote: its content does not match its name. "
+        "Delete it there, then run make push where the data are intact."
     )
     (tmp_path / "store" / name).unlink()
     pipeline.wipe()
     assert error_of(pipeline, "pull") == (
         f"error: {tmp_path}/store does not have 1 file(s) that dvc.lock names, such as {md5}. "
-        "Run make push where the data are, or make them anew: dvc repro --force."
+        "Run make push where the data are, or create them again: dvc repro --force."
     )
     assert (
         "ERROR: failed to pull data"

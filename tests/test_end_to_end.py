@@ -89,13 +89,13 @@ def test_a_project_that_was_edited_and_updated_passes_its_tests(
     assert re.search(r"= \d+ passed(, \d+ skipped)? in ", printed), printed[-3000:]
 
 
-def test_the_doctor_finds_nothing_wrong(project: Path, env: dict[str, str]) -> None:
+def test_no_check_of_the_doctor_fails(project: Path, env: dict[str, str]) -> None:
     """2: on a busy machine torch.compile may take longer than is waited for."""
     answer = run("make", "--no-print-directory", "doctor", cwd=project, env=env, expect=None)
     lines = answer.output.splitlines()
-    assert "WRONG" not in answer.output
+    assert not [line for line in lines if re.match(r".{14} fail ", line)]
     assert [line.split()[0] for line in lines[:4]] == ["python", "environment", "packages", "engine"]
-    assert answer.returncode == 0 or "Nothing is wrong, but this could not be told: torch.compile." in answer.output
+    assert answer.returncode == 0 or "No check failed, but these got no answer: torch.compile." in answer.output
 
 
 def test_a_program_of_its_own_trains_too(project: Path, env: dict[str, str]) -> None:
@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_a_run_that_continues(project: Path, python: Path, tmp_pat
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 75, printed
-    go_on = f"stopped. Go on with: python -m my_project.train run_dir={tmp_path / 'run'}"
+    go_on = f"stopped. Resume with: python -m my_project.train run_dir={tmp_path / 'run'}"
     assert printed.splitlines()[-1] == go_on
     assert "Traceback" not in printed
     status = "import mlflow, sys; print(mlflow.MlflowClient('sqlite:///mlflow.db').get_run(sys.argv[1]).info.status)"

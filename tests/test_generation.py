@@ -21,7 +21,7 @@ Makefile README.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/co
 docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md docs/index.md docs/metric.md
 docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md
 docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh
-scripts/audit.py scripts/data_remote.py scripts/train.sbatch
+scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py
 src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/datasets.py src/PACKAGE/task.py src/PACKAGE/train.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/data/fashion_mnist.yaml
@@ -215,12 +215,12 @@ def test_the_users_own_defaults_win_over_what_was_detected(bake: Bake, bare_mach
     (
         "580.65.06, 12.0, 32607 MiB, NVIDIA RTX 5090", "cu126",
         "as you chose. Not for this machine: no code for NVIDIA RTX 5090 (compute capability 12.0, greatest 9.0). "
-        "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere.",
+        "Update the driver, or choose what `auto` recommends; keep it if the project will run elsewhere.",
     ),
     (
         "550.54.14, 9.0, 81559 MiB, NVIDIA H100", "cu132",
         "as you chose. Not for this machine: driver 550.54.14 is older than 580, which CUDA 13.2 needs. "
-        "Update the driver, or choose what `auto` recommends; right if the project will run elsewhere.",
+        "Update the driver, or choose what `auto` recommends; keep it if the project will run elsewhere.",
     ),
 ])  # fmt: skip
 def test_a_build_that_does_not_run_here_is_generated_with_a_warning(

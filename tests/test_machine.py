@@ -68,7 +68,7 @@ CASES = [
     Case("Hopper, driver 580", 0, "580.65.06, 9.0, 143771 MiB, NVIDIA H200\n", "cu130", "NVIDIA H200"),
     Case(
         "Blackwell, driver 570", 0, "570.86.10, 12.0, 32607 MiB, NVIDIA GeForce RTX 5090\n",
-        "cpu", "Update the driver (conda's build for CUDA 12 would fit as it is)",
+        "cpu", "Update the driver, or choose conda: its CUDA 12 fits this driver",
     ),
     Case("Blackwell, driver 580", 0, "580.65.06, 10.0, 183359 MiB, NVIDIA B200\n", "cu130", "NVIDIA B200, driver 580.65.06"),
     Case(

@@ -159,7 +159,7 @@ def audit(project: Path, env: dict[str, str], service: str, tmp_path: Path) -> M
     return make
 
 
-FOUND = "scrapy 2.5.0: PYSEC-2021-363 CVE-2021-41125 GHSA-jwqp-28gf-p498, mended in 2.5.1: "
+FOUND = "scrapy 2.5.0: PYSEC-2021-363 CVE-2021-41125 GHSA-jwqp-28gf-p498, fixed in 2.5.1: "
 
 
 def test_a_finding_fails_until_it_is_accepted_and_again_when_that_has_expired(audit: Make, project: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_finding_fails_until_it_is_accepted_and_again_when_that_has_expired(au
     assert "my-project" not in Advisories.asked
     refused = audit(vulnerable=True, expect=2).output
     assert refused.startswith(
-        f"{FOUND}FOUND\nerror: 1 of 1 findings not accepted. Take a version that is mended, or accept one for a time "
+        f"{FOUND}FOUND\nerror: 1 of 1 findings not accepted. Install a version that is fixed, or accept one for a time "
         'in audit-accepted.toml: [[accepted]], id = "...", reason = "...", expires = 2030-12-31.\n'
     )
     accepted = project / "audit-accepted.toml"
@@ -190,7 +190,7 @@ def test_an_audit_that_could_not_ask_fails(audit: Make) -> None:
     nobody = "ARGS=--vulnerability-service osv --osv-url http://127.0.0.1:9/v1/query"
     printed = audit(args=nobody, expect=2).output
     assert printed.startswith("error: pip-audit could not ask, so nothing was audited: ")
-    assert printed.splitlines()[0].endswith(". Look at the network.")
+    assert printed.splitlines()[0].endswith(". Check the network.")
     assert "Traceback" not in printed
 
 

@@ -41,7 +41,7 @@ def setup(bake: Bake, index: str) -> Setup:
             f"setup.make_venv('{sys.version_info[0]}.{sys.version_info[1]}')\n"
             f"setup.install_torch({config}, 'torch>=2.13,<2.16')\n"
             "status = setup.subprocess.call([setup.PYTHON, '-m', 'runengine', 'doctor', '--quick'])\n"
-            "sys.exit(0 if status == 2 else status)\n"  # a stub cannot multiply: that could not be told
+            "sys.exit(0 if status == 2 else status)\n"  # a stub cannot multiply: that check is unknown
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         env |= {"PIP_INDEX_URL": f"{index}/empty", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", **pip}
@@ -55,19 +55,19 @@ def setup(bake: Bake, index: str) -> Setup:
 def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index: str) -> None:
     printed = setup("cu130").output
     assert f"== pip's own indexes do not have it, trying {index}/cu130\n" in printed
-    assert re.search(r"\nPyTorch +well +PyTorch 2.13.0\+cu130, build cu130, as asked for\n", printed)
-    assert re.search(r"\nenvironment +well +\.venv, made by venv\n", printed)
-    assert re.search(r"\nPyTorch +well +PyTorch 2.13.0\+cpu, build cpu, as asked for\n", setup("cpu").output)
+    assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+cu130, build cu130, as asked for\n", printed)
+    assert re.search(r"\nenvironment +ok +\.venv, made by venv\n", printed)
+    assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+cpu, build cpu, as asked for\n", setup("cpu").output)
 
 
 def test_another_build_than_the_one_asked_for_is_refused(setup: Setup) -> None:
     printed = setup("cu126", expect=1).output
     assert re.search(
-        r"PyTorch +WRONG +PyTorch 2.13.0\+cu126 is the build cpu, but pyproject.toml asks for cu126\n"
+        r"PyTorch +fail +PyTorch 2.13.0\+cu126 is the build cpu, but pyproject.toml asks for cu126\n"
         r" +why: it may not run on the GPUs that the project is for\n +do: make clean-env setup\n",
         printed,
     )
-    assert "\nWrong: PyTorch. " in printed
+    assert "\nFailed: PyTorch. " in printed
 
 
 def test_an_index_that_cannot_be_reached_gets_one_sentence(setup: Setup) -> None:
@@ -88,7 +88,7 @@ def test_a_clusters_wheelhouse_gives_its_own_build(setup: Setup, tmp_path: Path)
     nothing = {**cluster, "PIP_FIND_LINKS": str(tmp_path / "empty")}
     shutil.rmtree(tmp_path / "out/my-project/.venv")
     assert setup("cu130", expect=1, **nothing).output.endswith(
-        "error: pip is told to use no index, and its wheelhouse has no torch>=2.13,<2.16. "
+        "error: pip is configured to use no index, and its wheelhouse has no torch>=2.13,<2.16. "
         "Ask for it, or unset PIP_NO_INDEX.\n"
     )
 

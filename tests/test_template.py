@@ -131,6 +131,15 @@ def test_a_picture_shows_what_the_terminal_printed(name: str) -> None:
     assert "@font-face" not in picture
 
 
+def test_the_picture_of_the_doctor_has_every_check() -> None:
+    code = (PROJECT / "src/runengine/machine/doctor.py").read_text(encoding="utf-8")
+    names = re.findall(r'^    Check\("([^"]+)"', code, re.MULTILINE)
+    printed = (ROOT / "docs/doctor.txt").read_text(encoding="utf-8")
+    shown = re.findall(r"^(\S.{13}) (?:ok|fail|skip|unknown) ", printed, re.MULTILINE)
+    assert [name.rstrip() for name in shown] == names, "Make docs/doctor.txt again as docs/maintaining.md says"
+    assert f"![The doctor: {len(names)} checks, " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_page_of_options_has_every_question_every_choice_and_every_build() -> None:
     page = (ROOT / "docs/options.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n?)*)", page, re.MULTILINE))

@@ -110,7 +110,7 @@ def rerun(repository: Path, python: Path, *more: str, expect: int) -> str:
 def test_a_finished_run_is_repeated_to_the_last_digit(repository: Path, python: Path) -> None:
     printed = rerun(repository, python, expect=0)
     assert "packages  the " in printed
-    assert "data      data/processed, as it is here" in printed
+    assert "data      data/processed, unchanged" in printed
     assert "equal to the last digit, in every epoch" in printed
 
 

@@ -51,7 +51,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, processed: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder of the test, with `data/processed` and `mlflow.db` in it."""
+    """The current folder of the test, the root of a project with `data/processed` and `mlflow.db` in it."""
+    (tmp_path / "pyproject.toml").write_text('[tool.runengine]\npackage = "ml_project"\n', encoding="utf-8")
     shutil.copytree(processed, tmp_path / "data/processed")
     shutil.copy(database, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -38,8 +38,8 @@ def test_a_mistake_in_the_owners_figure_leaves_the_run_finished(
         run = run_training("trainer.max_epochs=1", "tracking=mlflow")
     said = run.log.read_text()
     assert (
-        "after the training, which is finished all the same: ValueError: no such curve. "
-        f"What is missing is made by: python -m ml_project.evaluate {run.folder}"
+        "the training is finished, but an error came after it: ValueError: no such curve. "
+        f"Make what is missing with: python -m ml_project.evaluate {run.folder}"
     ) in said
     assert 'raise ValueError("no such curve' in said  # with the place
     assert run.finished()

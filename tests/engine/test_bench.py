@@ -73,7 +73,7 @@ def written(name: str, rows: list[Row], **conditions: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(processed: Path) -> Iterator[tuple[list[Row], list[Machine]]]:
-    """A whole bench on the CPU, of small sizes."""
+    """A complete bench on the CPU, of small sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plan.SIZES, "cpu", SMALL)
         patch.setattr(plan, "devices", lambda: [CPU])
@@ -90,8 +90,8 @@ def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", ["bench", *arguments])
         monkeypatch.setattr(bench, "bench", lambda: ([product("bf16", 788), copied(4300)], [machine("NVIDIA H200")]))
         bench.main()
-        told = capsys.readouterr()
-        return told.out, told.err
+        printed = capsys.readouterr()
+        return printed.out, printed.err
 
     return run
 
@@ -117,7 +117,7 @@ def test_the_table_fits_a_terminal_and_the_json_names_its_units(measured: tuple[
     rows = verdicts.judge(rows, machines, {})
     shown = bench_table.table(rows, machines, conditions.conditions(machines, conditions.load_average()))
     assert max(map(len, shown.splitlines())) <= bench_table.COLUMNS
-    assert "no table of CPUs is published" in shown
+    assert "no limits of CPUs are published" in shown
     as_json = json.loads(json.dumps(bench_files.result(rows, NOW)))["rows"]
     assert as_json[0]["reached_tflop_s"] == rows[0].reached
     assert all(len([name for name in row if name.startswith("reached_")]) == 1 for row in as_json)
@@ -282,7 +282,7 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: out.copy_(right(a, b)).mul_(1.0003))  # as wrong as TF32 is
     with pytest.raises(
-        timing.WrongResult, match=r"^the product is wrong: relative error 3e-04, by rounding 1e-04 at most$"
+        timing.WrongResult, match=r"^the product is wrong: relative error 3e-04, rounding explains 1e-04 at most$"
     ):
         kernels.product(64, "fp32", CPU, 0.01)
 
@@ -453,7 +453,7 @@ def test_a_cpu_that_others_use_is_slow_not_broken() -> None:
 def test_a_noisy_figure_says_so_and_is_not_kept() -> None:
     h200 = machine("NVIDIA H200")
     rows = verdicts.judge([replace(product("bf16", 788), spread=0.4)], [h200], {})
-    assert (rows[0].verdict, rows[0].note) == ("fine", "says little: something else was running")
+    assert (rows[0].verdict, rows[0].note) == ("fine", "unreliable: something else was running")
     assert bench_files.keep_best(Path("bench.json"), {}, rows, [h200], NOW) == 0
     assert not Path("bench.json").exists()
 
@@ -472,7 +472,7 @@ def test_what_is_known_of_tensor_cores_is_no_standard_for_a_cpu() -> None:
     assert [row.verdict for row in verdicts.judge(rows, [cpu], {})] == ["-", "-"]
 
 
-def test_a_loader_slower_than_the_training_is_told() -> None:
+def test_a_loader_slower_than_the_training_is_reported() -> None:
     step = Row("cpu", "own", "step", "fp32", "examples_s", reached=1000.0, spread=0.0)
     loader = Row("host", "loader", "data loader", "-", "examples_s", reached=400.0, spread=0.0)
     *_, judged = verdicts.judge([step, loader], [Machine("cpu", "CPU", "CPU", None, None)], {})
@@ -503,13 +503,13 @@ def test_the_best_figures_are_kept() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x", "best": {}}', '{"format": "ml-bench best 1"}',
                                   '{"format": "ml-bench best 1", "best": {"NVIDIA H200": 7}}'])  # fmt: skip
-def test_damaged_figures_are_left_alone_and_the_bench_goes_on(text: str, start: Callable[..., tuple[str, str]]) -> None:
+def test_damaged_figures_are_left_alone_and_the_bench_runs(text: str, start: Callable[..., tuple[str, str]]) -> None:
     Path("bench.json").write_text(text, encoding="utf-8")
     out, err = start()
     assert "788 TFLOP/s" in out
     assert err == (
         "warning: bench.json is damaged: it does not hold the best figures of a bench, and is not changed. "
-        "Take it from Git again, or delete it to start over.\n"
+        "Restore it from Git (git checkout -- bench.json), or delete it to start over.\n"
     )
     assert Path("bench.json").read_text(encoding="utf-8") == text
 
@@ -519,7 +519,7 @@ def test_what_is_written_can_be_compared(start: Callable[..., tuple[str, str]]) 
     assert "wrote a.json\nwrote bench.json: 2 of 2 figures are the best of this chip so far\n" in out
     written("b.json", [product("bf16", 394), product("fp32", 50)], torch="0.0.1")
     lines = start("--compare", "a.json", "b.json")[0].splitlines()
-    assert lines[2] == f"warning: torch is {torch.__version__} in A, another in B: 0.0.1"
+    assert lines[2] == f"warning: torch is {torch.__version__} in A, but 0.0.1 in B"
     assert [line.split()[-3:] for line in lines if "bf16" in line] == [["788", "394", "0.50"]]
     assert [line.split()[-3:] for line in lines if "fp32" in line] == [["-", "50.0", "-"]]
     assert lines[-1] == "only in A: cuda:0 copy in memory, 1024 MiB -"
@@ -531,7 +531,7 @@ def test_what_is_written_can_be_compared(start: Callable[..., tuple[str, str]]) 
 def test_another_file_is_not_compared(text: str) -> None:
     Path("other.json").write_text(text, encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"^other.json is no result of this bench. Make one with: python -m runengine bench"
+        UserError, match=r"^other.json is not a result of this bench. Make one with: python -m runengine bench"
     ):
         bench_files.compare(written("a.json", []), Path("other.json"))
     with pytest.raises(
@@ -540,14 +540,14 @@ def test_another_file_is_not_compared(text: str) -> None:
         bench_files.compare(Path("none.json"), Path("a.json"))
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_measuring(start: Callable[..., tuple[str, str]]) -> None:
-    with pytest.raises(UserError, match=r"^--json: the folder none does not exist. Make it, or name another.$"):
+def test_a_folder_that_does_not_exist_is_refused_before_measuring(start: Callable[..., tuple[str, str]]) -> None:
+    with pytest.raises(UserError, match=r"^--json: the folder none does not exist. Create it, or name another.$"):
         start("--json", "none/a.json")
 
 
 def test_mlflow_gets_figures_and_file(start: Callable[..., tuple[str, str]]) -> None:
     out, err = start("--mlflow")
-    assert "MLflow has it: experiment bench, run " in out
+    assert "recorded in MLflow: experiment bench, run " in out
     assert not err
     client = mlflow_client(compose("train").tracking.mlflow_uri)
     run = client.get_run(out.split()[-1])

@@ -43,7 +43,7 @@ def test_the_pages_hold_the_figures_of_the_run(run_training: Train) -> None:
         assert f"| SHA-256 of `{file}` | `{checksum}` |" in sheet
     assert f"| `classes` | {', '.join(split['classes'])} |" in sheet
     assert f"| `image_shape` | {', '.join(map(str, split['image_shape']))} |" in sheet
-    assert "| source | `source=" in sheet
+    assert "| source | `dataset=" in sheet
 
     Path("data/processed/split.json").write_text(json.dumps(split | {"split_seed": 7}))
     assert "SHA-256 of" not in write_cards(run)[1].read_text()  # other data by now

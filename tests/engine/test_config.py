@@ -31,7 +31,7 @@ MISTAKES = {
     "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
     "modelx=cnn": "modelx is not a setting.",
     "optimizer.lr=fast": f"optimizer.lr must be a number such as {DEFAULT.optimizer.lr}, got 'fast'.",
-    "data.batch_size=1.5": f"data.batch_size must be a whole number such as {DEFAULT.data.batch_size}, got 1.5.",
+    "data.batch_size=1.5": f"data.batch_size must be an integer such as {DEFAULT.data.batch_size}, got 1.5.",
     "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
     "optimizer.lr=-1": "optimizer.lr must be > 0, got -1.",
     "monitor.mode=up": "monitor.mode must be min or max, got up.",

@@ -104,14 +104,14 @@ def test_an_image_of_16_bits_keeps_its_greys_and_a_photo_is_turned_upright() -> 
     (["train/README"], "pets/train holds no folders. Put the images of each class into one: pets/train/cat/1.png."),
     ([*pets(), "eel/.hidden"], "pets/eel holds no images. Put the images of this class there, or delete the folder."),
     ([*pets(), "dog/notes", "dog/more"],
-     "pets/dog/more, and 1 more cannot be read as an image. Mend or delete what is no image."),
+     "pets/dog/more, and 1 more cannot be read as an image. Fix or delete what is no image."),
     (["cat/1.png", "cat/2.png"], "all 2 examples are of the class 'cat': at least two classes are needed."),
     ([*pets(), "eel/1.png"], "too few examples of 'eel' (1): each class needs 3, one for train, test, val each. "
      "Add some, or leave these classes out."),
     ([*pets(2, "train/"), "test/eel/1.png"],
      "pets/test/eel is a class that train lacks. Its classes: cat, dog."),
     ([*pets(2, "train/"), "extra/eel/1.png"],
-     "pets holds train and extra: beside train only val and test may be."),
+     "pets holds train and extra: next to train only val and test may be."),
 ])  # fmt: skip
 def test_a_mistake_in_a_folder_of_images_gets_one_sentence(files: list[str], sentence: str) -> None:
     draw(*(name for name in files if name.endswith(".png")))
@@ -187,13 +187,13 @@ def test_semicolons_and_the_mark_of_excel_are_understood_and_numbers_as_classes_
      "Write numbers such as 0.5, or leave the column out: dataset.ignore=[width]"),
     ("width,length", "width,width", "flowers.csv has more than one column width. Give each a name of its own."),
     ("id,width", ",width", "flowers.csv: column 1 has no name. Name it, or delete it (pandas: to_csv(index=False))."),
-    ("\n3,1.5,", "\n3,1,5,", "flowers.csv, row 5: 5 values for 4 columns. Mend this row."),
+    ("\n3,1.5,", "\n3,1,5,", "flowers.csv, row 5: 5 values for 4 columns. Fix this row."),
     ("lily", "rose", "all 16 examples are of the class 'rose': at least two classes are needed."),
     ("1.5,7,rose", "1.5,7,tulip", "too few examples of 'tulip' (1): each class needs 3, one for train, test, val each. "
      "Add some, or leave these classes out."),
     (FLOWERS, "id,width,species\n", "flowers.csv holds no rows: it needs a line of names, then one line an example."),
     (FLOWERS, "", "flowers.csv holds no rows: it needs a line of names, then one line an example."),
-    (FLOWERS, "id,species\n1,a\n", "flowers.csv has no column beside species, id: nothing to learn from."),
+    (FLOWERS, "id,species\n1,a\n", "flowers.csv has no column other than species, id: nothing to learn from."),
     (FLOWERS, 'id,x,species\n1,"2"3,a\n',
      "flowers.csv is no table of values separated by ',': ',' expected after '\"'."),
     (FLOWERS, b"PK\xff\xfe", "flowers.csv is no text in UTF-8. From Excel, save it as `CSV UTF-8`."),
@@ -349,7 +349,7 @@ def test_what_is_not_the_file_is_deleted(server: Server) -> None:
     found, wanted = (hashlib.sha256(content).hexdigest()[:12] for content in (CONTENT, b"something else"))
     assert sentence_of(lambda: fetch(server, b"something else")) == (
         f"raw/file.gz.part is not the file that was expected from {server.address}/file.gz: "
-        f"its SHA-256 is {found}..., wanted {wanted}.... It was deleted; start again to download it anew."
+        f"its SHA-256 is {found}..., wanted {wanted}.... It was deleted; start again to download it once more."
     )
     assert list(Path("raw").iterdir()) == []
 
@@ -369,8 +369,8 @@ def test_a_busy_server_is_asked_again_but_not_for_what_it_does_not_have(server: 
     FILE.unlink()
     server.files = {}
     assert sentence_of(lambda: fetch(server)) == (
-        f"{server.address}/file.gz cannot be downloaded: the server answers 404 Not Found. Try again, which goes on "
-        "from here; or bring the file from elsewhere and put it into raw."
+        f"{server.address}/file.gz cannot be downloaded: the server answers 404 Not Found. Try again: the download "
+        "resumes from here; or bring the file from elsewhere and put it into raw."
     )
     assert len(server.ranges) == 4
 
@@ -379,8 +379,8 @@ def test_no_network_gets_one_sentence_and_keeps_the_part(server: Server) -> None
     leave_a_part(b"x")
     server.address = "http://127.0.0.1:9"  # nobody listens
     assert sentence_of(lambda: fetch(server)) == (
-        f"http://127.0.0.1:9/file.gz cannot be downloaded: {ConnectionRefusedError(*REFUSED)}. Try again, "
-        "which goes on from here; or bring the file from elsewhere and put it into raw."
+        f"http://127.0.0.1:9/file.gz cannot be downloaded: {ConnectionRefusedError(*REFUSED)}. Try again: "
+        "the download resumes from here; or bring the file from elsewhere and put it into raw."
     )
     assert PART.read_bytes() == b"x"
 

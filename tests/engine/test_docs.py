@@ -3,7 +3,7 @@
 - a fenced block of `sh` is run, and must succeed;
 - a block of `python` or `yaml` after the name of a file is put at that file's end; where there is none, it is made;
 - a block of `diff` is applied to the file that was named last;
-- what is indented by four spaces, or a block of `py`, is not run here.
+- `make test ARGS=...` is run after all of these; what else is indented by four spaces, or a block of `py`, is not.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def test_a_page_can_be_followed(page: str, origin: Copy) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     file, num_commands = "", 0
-    for kind, content, name in FENCE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8")):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    for kind, content, name in FENCE.findall(text):
         if name:
             file = name
         elif kind == "sh":
@@ -147,6 +148,12 @@ def test_a_page_can_be_followed(page: str, origin: Copy) -> None:
         elif kind in ("python", "yaml"):
             origin.write(file, content)
     assert num_commands > 1
+    for tests in re.findall(r"^    make test ARGS=(\S+)$", text, re.MULTILINE):
+        shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+        env = {**os.environ, "PYTHONPATH": str(origin.folder / "src"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=origin.folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_the_lines_for_a_notebook_give_the_trained_task_and_its_data(run_training: Callable[..., Run]) -> None:
@@ -219,7 +226,7 @@ def test_a_comment_stays_text(comment: str, shown: str, tmp_path: Path) -> None:
     file.write_text(f"# what it is\na: 1{'  # ' if comment else ''}{comment}\n", encoding="utf-8")
     option = reference.read_option(file, "mine.")
     assert option.about == ["what it is"]
-    assert f"| `mine.a` | `1` | a whole number | {shown} |" in reference.table(option.settings)[0]
+    assert f"| `mine.a` | `1` | an integer | {shown} |" in reference.table(option.settings)[0]
 
 
 def test_a_file_of_settings_may_be_empty_and_a_setting_too(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Each check of `make doctor` where all is well and where it is not: made so for real where that can be done here,
-else from what nvidia-smi, NVML and PyTorch were recorded, or are documented, to say."""
+"""Each check of `make doctor` where it passes and where it fails: on the real thing where that can be done here, else
+from what nvidia-smi, NVML and PyTorch were recorded, or are documented, to print."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Gpus = tuple[tuple[str, str], ...]
 
 
 def torch_readings(gpus: Gpus, build: str = "cu126") -> dict[str, Reading]:
-    """What the child says where these GPUs are and all is well."""
+    """What the child reports where these GPUs are and nothing fails."""
     cuda = f"{build[2:-1]}.{build[-1]}" if build.startswith("cu") else None
     readings = {
         "build": Reading({"version": f"2.13.0+{build}", "cuda": cuda, "num_threads": 1}),
@@ -89,32 +89,32 @@ def read(steps: Steps) -> dict[str, Reading]:
     return {name: attempt(step) for name, step in steps}
 
 
-def assert_wrong(result: Result, found: str, fix: str = "") -> None:
-    assert (result.state, found in result.found, fix in result.fix) == ("wrong", True, True), result
+def assert_fails(result: Result, found: str, fix: str = "") -> None:
+    assert (result.state, found in result.found, fix in result.fix) == ("fail", True, True), result
     assert result.why
     assert result.fix
 
 
-def assert_well(result: Result, found: str = "") -> None:
-    assert result.state == "well", result
+def assert_ok(result: Result, found: str = "") -> None:
+    assert result.state == "ok", result
     assert found in result.found
 
 
 def run_doctor(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runengine", "doctor", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), **env}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=SOURCE.parent)
 
 
 # The environment
 
 
 @pytest.mark.parametrize(("found", "manager", "state"), [
-    ("3.11.7", "uv", "well"),
-    ("3.12.1", "venv", "well"),  # setup took what was there
-    ("3.12.1", "uv", "wrong"),  # uv would have fetched the right one
-    ("3.10.12", "venv", "wrong"),
-    ("3.14.0", "poetry", "wrong"),
+    ("3.11.7", "uv", "ok"),
+    ("3.12.1", "venv", "ok"),  # setup took what was there
+    ("3.12.1", "uv", "fail"),  # uv would have fetched the right one
+    ("3.10.12", "venv", "fail"),
+    ("3.14.0", "poetry", "fail"),
 ])  # fmt: skip
 def test_python_is_one_that_will_do(make: Make, found: str, manager: str, state: str) -> None:
     here = make(env_manager=manager, python=Python(found, Path(), manager, ()))
@@ -127,24 +127,24 @@ def test_the_environment_is_the_one_of_this_project(make: Make, tmp_path: Path) 
     manager = {"virtualenv": "poetry"}.get(maker, maker)
     here = make(env_manager=manager, python=collect_env.python(tmp_path))
     place = tmp_path / (".conda" if manager == "conda" else ".venv")
-    assert_wrong(check_setup.environment(here), f"Python runs in {sys.prefix}, not in this project's", "make setup")
+    assert_fails(check_setup.environment(here), f"Python runs in {sys.prefix}, not in this project's", "make setup")
     place.mkdir()
-    assert_wrong(check_setup.environment(here), "not in this project's", ". scripts/activate.sh")
+    assert_fails(check_setup.environment(here), "not in this project's", ". scripts/activate.sh")
     place.rmdir()
     place.symlink_to(sys.prefix)
     for lock in ("poetry.lock", "uv.lock"):
         (tmp_path / lock).touch()
-    assert_well(check_setup.environment(here), f"made by {manager}")
+    assert_ok(check_setup.environment(here), f"made by {manager}")
 
 
 @pytest.mark.parametrize(("manager", "maker"), [("poetry", "virtualenv"), ("uv", "uv")])
 def test_manager_and_lock_file_are_those_of_the_project(make: Make, tmp_path: Path, manager: str, maker: str) -> None:
     here = make(env_manager=manager, python=Python("3.11.7", tmp_path / ".venv", maker, ()))
-    assert_wrong(check_setup.environment(here), f"{manager}.lock is missing", "make setup")
+    assert_fails(check_setup.environment(here), f"{manager}.lock is missing", "make setup")
     (tmp_path / f"{manager}.lock").touch()
-    assert_well(check_setup.environment(here), f"from {manager}.lock")
+    assert_ok(check_setup.environment(here), f"from {manager}.lock")
     here.python = here.python._replace(made_by="venv")
-    assert_wrong(
+    assert_fails(
         check_setup.environment(here), f"made by venv, but the project asks for {manager}", "make clean-env setup"
     )
 
@@ -152,12 +152,12 @@ def test_manager_and_lock_file_are_those_of_the_project(make: Make, tmp_path: Pa
 def test_packages_from_elsewhere_are_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "src").mkdir()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'src'}{os.pathsep}{tmp_path / 'nowhere'}")
-    assert_well(check_setup.packages(make(python=collect_env.python(tmp_path))))
+    assert_ok(check_setup.packages(make(python=collect_env.python(tmp_path))))
     elsewhere = tmp_path.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", str(elsewhere))
     here = make(python=collect_env.python(tmp_path))
-    assert_wrong(check_setup.packages(here), f"PYTHONPATH={elsewhere}", "unset PYTHONPATH")
+    assert_fails(check_setup.packages(here), f"PYTHONPATH={elsewhere}", "unset PYTHONPATH")
     # an environment that lets the system's packages in
     monkeypatch.delenv("PYTHONPATH")
     venv = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / ".venv")]
@@ -174,24 +174,24 @@ def test_packages_from_elsewhere_are_named(make: Make, tmp_path: Path, monkeypat
     here.python = Python(
         "3.11.7", tmp_path / ".venv", "venv", ("include-system-site-packages = true in .venv/pyvenv.cfg",)
     )
-    assert_wrong(check_setup.packages(here), "include-system-site-packages", "make clean-env setup")
+    assert_fails(check_setup.packages(here), "include-system-site-packages", "make clean-env setup")
 
 
-def test_an_edited_engine_is_named_and_a_missing_file_is_wrong(
+def test_an_edited_engine_is_named_and_a_missing_file_fails(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = tmp_path / "src/runengine"
     shutil.copytree(SOURCE / "runengine", engine, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     manifest.write(engine)
-    assert_well(check_setup.engine(make()), ", unchanged")
+    assert_ok(check_setup.engine(make()), ", unchanged")
     (engine / "rerun.py").write_text("# ours\n", encoding="utf-8")
-    assert_well(check_setup.engine(make()), ", edited: rerun.py")
+    assert_ok(check_setup.engine(make()), ", edited: rerun.py")
     (engine / "model_card.py").unlink()
     missing = check_setup.engine(make())
-    assert_wrong(missing, "model_card.py (missing)", "\ngit checkout HEAD -- src/runengine/model_card.py")
+    assert_fails(missing, "model_card.py (missing)", "\ngit checkout HEAD -- src/runengine/model_card.py")
     (engine / "MANIFEST").unlink()
-    assert_wrong(check_setup.engine(make()), "MANIFEST is missing or damaged", "src/runengine/MANIFEST")
+    assert_fails(check_setup.engine(make()), "MANIFEST is missing or damaged", "src/runengine/MANIFEST")
 
 
 def test_a_system_cuda_before_pytorchs_own_is_named(
@@ -201,42 +201,42 @@ def test_a_system_cuda_before_pytorchs_own_is_named(
     compat.mkdir()
     (compat / "libcuda.so.1").touch()  # a newer driver's library: wanted
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{compat}:{cuda}")
-    assert_well(check_setup.libraries(make()))
+    assert_ok(check_setup.libraries(make()))
     cuda.mkdir(parents=True)
     (cuda / "libcudart.so.11.0").touch()
-    assert_wrong(check_setup.libraries(make()), f"{cuda}/libcudart.so.11.0", "unset LD_LIBRARY_PATH")
-    assert check_setup.libraries(make(cuda="cpu")).state == "skipped"
+    assert_fails(check_setup.libraries(make()), f"{cuda}/libcudart.so.11.0", "unset LD_LIBRARY_PATH")
+    assert check_setup.libraries(make(cuda="cpu")).state == "skip"
 
 
 # PyTorch, driver, GPUs
 
 
 def test_the_build_of_pytorch_is_the_one_asked_for(make: Make) -> None:
-    assert_well(check_devices.build(make(torch=torch_readings(()))), "PyTorch 2.13.0+cu126, build cu126, as asked for")
+    assert_ok(check_devices.build(make(torch=torch_readings(()))), "PyTorch 2.13.0+cu126, build cu126, as asked for")
     other = check_devices.build(make(cuda="cu130", torch=torch_readings(())))
-    assert_wrong(other, "PyTorch 2.13.0+cu126 is the build cu126, but pyproject.toml asks for cu130", "make clean-env")
+    assert_fails(other, "PyTorch 2.13.0+cu126 is the build cu126, but pyproject.toml asks for cu130", "make clean-env")
     conda = make(torch=torch_readings((), "cu129"), python=Python("3.11.7", Path(), "conda", ()))
-    assert_well(check_devices.build(conda))
+    assert_ok(check_devices.build(conda))
 
 
 @pytest.mark.parametrize(("asked", "fix"), [("cpu", "make switch CUDA=auto"), ("cu126", "make clean-env setup")])
 def test_a_cpu_wheel_on_a_gpu_machine_is_called_so(make: Make, asked: str, fix: str) -> None:
     here = gpu_machine(make, cuda=asked, torch=torch_readings((), "cpu"))
-    assert_wrong(
+    assert_fails(
         check_devices.build(here), f"CPU wheel on a GPU machine: PyTorch 2.13.0+cpu, but {A100[0]} is here", fix
     )
     here.quick = True  # a setup is not refused for what was chosen
-    assert check_devices.build(here).state == ("well" if asked == "cpu" else "wrong")
+    assert check_devices.build(here).state == ("ok" if asked == "cpu" else "fail")
 
 
 @pytest.mark.parametrize(("said", "state", "found"), [
-    ("470.1, 8.0, NVIDIA A100-SXM4-40GB", "wrong", "driver too old for this build: have 470.1, need 525.60.13"),
-    ("525.60.13, 8.0, NVIDIA A100-SXM4-40GB", "well", "525.60.13"),
-    ("470.223.02, NVIDIA A100-SXM4-40GB", "wrong", "have 470.223.02"),  # drivers before 510 tell no capability
-    (BROKEN_DRIVER, "wrong", "couldn't communicate with the NVIDIA driver"),
-    ("Failed to initialize NVML: Driver/library version mismatch", "wrong", "version mismatch"),
-    ("No devices were found", "skipped", "login node"),
-    (None, "skipped", "there is no nvidia-smi. Fine on a login node"),
+    ("470.1, 8.0, NVIDIA A100-SXM4-40GB", "fail", "driver too old for this build: have 470.1, need 525.60.13"),
+    ("525.60.13, 8.0, NVIDIA A100-SXM4-40GB", "ok", "525.60.13"),
+    ("470.223.02, NVIDIA A100-SXM4-40GB", "fail", "have 470.223.02"),  # drivers before 510 report no capability
+    (BROKEN_DRIVER, "fail", "couldn't communicate with the NVIDIA driver"),
+    ("Failed to initialize NVML: Driver/library version mismatch", "fail", "version mismatch"),
+    ("No devices were found", "skip", "login node"),
+    (None, "skip", "there is no nvidia-smi. Fine on a login node"),
 ])  # fmt: skip
 def test_the_driver_is_new_enough(
     make: Make, said: str | None, state: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,11 +257,11 @@ def test_the_driver_is_new_enough(
     del here.smi
     result = check_devices.driver(here)
     assert (result.state, found in result.found) == (state, True), result
-    assert check_devices.driver(make(cuda="cpu")).state == "skipped"
+    assert check_devices.driver(make(cuda="cpu")).state == "skip"
 
 
 def test_an_old_driver_with_cudas_compat_libraries_will_do(make: Make) -> None:
-    assert_well(check_devices.driver(gpu_machine(make, driver="470.1")), "compat")
+    assert_ok(check_devices.driver(gpu_machine(make, driver="470.1")), "compat")
 
 
 @pytest.mark.parametrize(("capability", "archs", "has"), [
@@ -282,30 +282,30 @@ def test_the_wheel_has_code_for_the_gpu(make: Make, capability: str, archs: list
     here.torch["gpus"] = Reading({"gpus": [gpu], "archs": archs, "no_peer": [], "reason": ""})
     result = check_devices.gpus(here)
     if has:
-        assert_well(result, capability)
+        assert_ok(result, capability)
     else:
-        assert_wrong(result, f"wheel has no code for this GPU: NVIDIA GPU, compute capability {capability}")
+        assert_fails(result, f"wheel has no code for this GPU: NVIDIA GPU, compute capability {capability}")
 
 
 def test_gpus_that_pytorch_does_not_see_are_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     here = gpu_machine(make, torch=torch_readings(()))
     here.torch["gpus"] = Reading({"gpus": [], "archs": [], "no_peer": [], "reason": "No CUDA GPUs are available"})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert_wrong(check_devices.gpus(here), "can use none of the 1 GPUs: No CUDA GPUs are available")
+    assert_fails(check_devices.gpus(here), "can use none of the 1 GPUs: No CUDA GPUs are available")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert_wrong(check_devices.gpus(here), "can use none", "unset CUDA_VISIBLE_DEVICES")
+    assert_fails(check_devices.gpus(here), "can use none", "unset CUDA_VISIBLE_DEVICES")
 
 
 def test_products_are_compared_with_float64(make: Make) -> None:
     """Real ones on the CPU; constructed errors just where rounding no longer explains them."""
     here = make(torch=read(collect_torch.torch_steps()))
-    assert_well(check_devices.arithmetic(here), "cpu fp32")
-    assert_well(check_devices.convolution(here), "cpu convolution")
+    assert_ok(check_devices.arithmetic(here), "cpu fp32")
+    assert_ok(check_devices.convolution(here), "cpu convolution")
     for kind, error in {"fp32": 2e-6, "tf32": 2e-2, "bf16": 0.2, "fp8": 0.2, "fp16": float("nan")}.items():
         bad = gpu_machine(make, torch=torch_readings((A100,)) | {f"cuda:0 {kind}": Reading(error)})
-        assert_wrong(check_devices.arithmetic(bad), f"cuda:0 {kind} is wrong: relative error {error:.0e}")
+        assert_fails(check_devices.arithmetic(bad), f"cuda:0 {kind} is wrong: relative error {error:.0e}")
     bad = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 convolution": Reading(0.05)})
-    assert_wrong(check_devices.convolution(bad), "cuda:0 convolution is wrong")
+    assert_fails(check_devices.convolution(bad), "cuda:0 convolution is wrong")
 
 
 def test_a_product_that_fails_says_why(make: Make) -> None:
@@ -316,7 +316,7 @@ def test_a_product_that_fails_says_why(make: Make) -> None:
         ("cuda:0 convolution", cudnn, check_devices.convolution, cudnn),
     ):
         here = gpu_machine(make, torch=torch_readings((A100,)) | {name: Reading(None, said, True)})
-        assert_wrong(check(here), found)
+        assert_fails(check(here), found)
     unsure = Reading(None, "TypeError: _scaled_mm() got an unexpected keyword argument", False)
     here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 fp8": unsure})
     assert examine(Check("arithmetic", check_devices.arithmetic), here) == Result(
@@ -327,7 +327,7 @@ def test_a_product_that_fails_says_why(make: Make) -> None:
 @pytest.mark.parametrize(("code", "found"), [
     ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12: cannot open shared object"),
     ("import os; os.kill(os.getpid(), 4)", "the process was ended by SIGILL"),
-    ("import os; os._exit(3)", "it ended without a word"),
+    ("import os; os._exit(3)", "it ended without a message"),
 ])  # fmt: skip
 def test_a_pytorch_that_cannot_be_imported_ends_nothing(code: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "broken/torch").mkdir(parents=True)
@@ -335,7 +335,7 @@ def test_a_pytorch_that_cannot_be_imported_ends_nothing(code: str, found: str, t
     done = run_doctor("--quick", "--json", PYTHONPATH=f"{SOURCE}{os.pathsep}{tmp_path / 'broken'}")
     results = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 1
-    assert results["PyTorch"]["state"] == "wrong"
+    assert results["PyTorch"]["state"] == "fail"
     assert found in results["PyTorch"]["found"]
     assert results["arithmetic"]["state"] == "unknown"
     assert f"PYTHONPATH={tmp_path / 'broken'}" in results["packages"]["found"]
@@ -344,22 +344,22 @@ def test_a_pytorch_that_cannot_be_imported_ends_nothing(code: str, found: str, t
 def test_processes_over_gloo_add_as_they_do_over_nccl(make: Make) -> None:
     here = gpu_machine(make, A100, A100)
     here.collective = collect_env.child("collective", "gloo", "2")
-    assert_well(check_devices.together(here), "NCCL adds over 2 GPUs")
+    assert_ok(check_devices.together(here), "NCCL adds over 2 GPUs")
     here.torch["gpus"].value["no_peer"] = [[0, 1]]
-    assert_well(check_devices.together(here), "no direct way between [[0, 1]]")
+    assert_ok(check_devices.together(here), "without a direct path between [[0, 1]]")
     here.collective = {"collective": Reading(None, "no answer within 60 s")}
-    assert_wrong(check_devices.together(here), "NCCL over 2 GPUs: no answer within 60 s", "NCCL_P2P_DISABLE=1")
+    assert_fails(check_devices.together(here), "NCCL over 2 GPUs: no answer within 60 s", "NCCL_P2P_DISABLE=1")
     here.collective = {"collective": Reading(2.0)}
-    assert_wrong(check_devices.together(here), "the sum is 2.0, not 3.0")
-    assert check_devices.together(gpu_machine(make)).state == "skipped"
+    assert_fails(check_devices.together(here), "the sum is 2.0, not 3.0")
+    assert check_devices.together(gpu_machine(make)).state == "skip"
 
 
 def test_pinned_memory_reaches_the_gpu(make: Make) -> None:
-    assert_well(check_devices.pinned(gpu_machine(make)))
+    assert_ok(check_devices.pinned(gpu_machine(make)))
     failed = Reading(None, "RuntimeError: CUDA error: OS call failed or operation not supported on this OS", True)
     here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 pinned": failed})
-    assert_wrong(check_devices.pinned(here), "OS call failed", "ulimit -l")
-    assert check_devices.pinned(make(torch=torch_readings(()))).state == "skipped"
+    assert_fails(check_devices.pinned(here), "OS call failed", "ulimit -l")
+    assert check_devices.pinned(make(torch=torch_readings(()))).state == "skip"
 
 
 def nvml(free: int, reasons: int | None = 1) -> dict[str, Reading]:
@@ -370,36 +370,36 @@ def nvml(free: int, reasons: int | None = 1) -> dict[str, Reading]:
 
 def test_who_holds_the_gpus_memory_is_named(make: Make) -> None:
     here = gpu_machine(make, nvml=nvml(30 * 2**30))
-    assert_well(
+    assert_ok(
         check_devices.gpu_memory(here), "GPU 0: 30.0 GiB of 40.0 GiB free, held by python 4711 30.0 GiB, process 4712"
     )
     here.nvml = nvml(2**30)
-    assert_wrong(check_devices.gpu_memory(here), "1.0 GiB of 40.0 GiB free, held by python 4711", "kill 4711 4712")
+    assert_fails(check_devices.gpu_memory(here), "1.0 GiB of 40.0 GiB free, held by python 4711", "kill 4711 4712")
     here.nvml = {"nvml": Reading(error="pynvml.NVMLError_LibraryNotFound: NVML Shared Library Not Found")}
     assert examine(Check("GPU memory", check_devices.gpu_memory), here).state == "unknown"
 
 
 @pytest.mark.parametrize(("reasons", "state"), [
-    (0, "well"), (0x1, "well"), (0x2 | 0x4 | 0x10 | 0x100, "well"), (None, "skipped"),
-    (0x8, "wrong"), (0x20, "wrong"), (0x40 | 0x1, "wrong"), (0x80, "wrong"),
+    (0, "ok"), (0x1, "ok"), (0x2 | 0x4 | 0x10 | 0x100, "ok"), (None, "skip"),
+    (0x8, "fail"), (0x20, "fail"), (0x40 | 0x1, "fail"), (0x80, "fail"),
 ])  # fmt: skip
-def test_clocks_that_are_held_back_are_wrong_idle_ones_are_not(make: Make, reasons: int | None, state: str) -> None:
+def test_clocks_that_are_held_back_fail_idle_ones_do_not(make: Make, reasons: int | None, state: str) -> None:
     assert check_devices.gpu_clocks(gpu_machine(make, nvml=nvml(2**30, reasons))).state == state
 
 
-def test_no_nvml_here_is_told(make: Make) -> None:
-    assert check_devices.gpu_memory(make()).state == check_devices.gpu_clocks(make()).state == "skipped"
+def test_without_a_gpu_nvml_is_skipped(make: Make) -> None:
+    assert check_devices.gpu_memory(make()).state == check_devices.gpu_clocks(make()).state == "skip"
 
 
 def test_torch_compile_needs_a_compiler(make: Make) -> None:
     """What it said here without one; to try it takes ten seconds, with one half a minute."""
     said = "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')"
     here = make(compile={"compile": Reading(None, f"InductorError: InvalidCxxCompiler: {said}", True)})
-    assert_wrong(check_devices.compiling(here), "torch.compile finds no C++ compiler", "g++")
+    assert_fails(check_devices.compiling(here), "torch.compile finds no C++ compiler", "g++")
     here.compile = {"compile": Reading(12.3)}
-    assert_well(check_devices.compiling(here), "in 12 s")
+    assert_ok(check_devices.compiling(here), "in 12 s")
     here.compile = {"compile": Reading(None, "AssertionError: Tensor-likes are not close!", False)}
-    assert_wrong(check_devices.compiling(here), "not close")
+    assert_fails(check_devices.compiling(here), "not close")
     here.compile = {"compile": Reading(error="no answer within 180 s")}
     assert examine(Check("torch.compile", check_devices.compiling), here).state == "unknown"
 
@@ -444,19 +444,19 @@ def test_a_full_disk_a_tiny_dev_shm_few_descriptors_and_one_core(workplace: Path
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     disk, shared, files, one_core, store = (Result(*result) for result in json.loads(done.stdout))
-    assert_wrong(disk, "runs: OSError: [Errno 28] No space left on device", "df -h")
-    assert_wrong(shared, "64 MiB free in /dev/shm, 588 MiB wanted", "--shm-size=1g")
-    assert_wrong(files, "only 256 open files at a time, 1024 wanted", "ulimit -n 1024")
+    assert_fails(disk, "runs: OSError: [Errno 28] No space left on device", "df -h")
+    assert_fails(shared, "64 MiB free in /dev/shm, 588 MiB wanted", "--shm-size=1g")
+    assert_fails(files, "only 256 open files at a time, 1024 wanted", "ulimit -n 1024")
     found = f"1 of {os.cpu_count()} cores may be used (set by the CPU affinity of this process); PyTorch takes 4"
-    assert_wrong(one_core, found, "export OMP_NUM_THREADS=1")
-    assert_wrong(store, "attempt to write a readonly database")
+    assert_fails(one_core, found, "export OMP_NUM_THREADS=1")
+    assert_fails(store, "attempt to write a readonly database")
 
 
-def test_a_roomy_place_is_well(make: Make, workplace: Path) -> None:
+def test_a_place_with_enough_room_passes(make: Make, workplace: Path) -> None:
     here = make(torch=torch_readings(()))
-    assert_well(check_system.disk(here), "8 MiB written in")
+    assert_ok(check_system.disk(here), "8 MiB written in")
     assert not [file for file in workplace.iterdir() if file.name.startswith(".doctor")]
-    assert_well(check_system.cores(here), "PyTorch takes 1")
+    assert_ok(check_system.cores(here), "PyTorch takes 1")
     for name in ("shared_memory", "descriptors", "memory"):
         limits = {
             "SHARED_BYTES": 2**20,
@@ -466,7 +466,7 @@ def test_a_roomy_place_is_well(make: Make, workplace: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for limit, value in limits.items():
                 patch.setattr(check_system, limit, value)
-            assert_well(getattr(check_system, name)(here))
+            assert_ok(getattr(check_system, name)(here))
 
 
 @pytest.mark.parametrize(("change", "found"), [
@@ -474,16 +474,16 @@ def test_a_roomy_place_is_well(make: Make, workplace: Path) -> None:
     ({"write_s": 9.0}, "written in 9.00 s"),
     ({"same": False}, "free"),
 ])  # fmt: skip
-def test_a_slow_small_or_lying_disk_is_wrong(make: Make, change: dict[str, Any], found: str) -> None:
+def test_a_slow_small_or_lying_disk_fails(make: Make, change: dict[str, Any], found: str) -> None:
     disk = {"folder": "/x", "free": 2**40, "device": 1, "write_s": 0.1, "read_s": 0.1, "same": True}
-    assert_well(check_system.disk(make(disk={"data": Reading(disk)})))
-    assert_wrong(check_system.disk(make(disk={"data": Reading(disk | change)})), found)
+    assert_ok(check_system.disk(make(disk={"data": Reading(disk)})))
+    assert_fails(check_system.disk(make(disk={"data": Reading(disk | change)})), found)
     hangs = {"data": Reading(error="no answer within 20 s")}
-    assert_wrong(check_system.disk(make(disk=hangs)), "data: no answer within 20 s")
+    assert_fails(check_system.disk(make(disk=hangs)), "data: no answer within 20 s")
 
 
 @pytest.mark.parametrize(("files", "line", "quota", "left"), [
-    # version 2, in a container: its own path is the root, the limit stands above
+    # version 2, in a container: its own path is the root, the limit is in a folder above
     ({"cpu.max": "150000 100000", "memory.max": "1000", "memory.current": "900"}, "0::/", 1.5, (1000, 100)),
     ({"a/cpu.max": "max 100000", "cpu.max": "400000 100000", "a/memory.max": "max", "a/memory.current": "5"},
      "0::/a", 4.0, None),
@@ -519,14 +519,14 @@ def test_the_least_limit_of_cores_counts(make: Make, monkeypatch: pytest.MonkeyP
     assert cpu_limits.allowed_cores() == (4, "SLURM_CPUS_PER_TASK")
     here = make(torch=torch_readings(()))
     here.torch["build"].value["num_threads"] = 8
-    assert_wrong(
+    assert_fails(
         check_system.cores(here), "4 of 64 cores may be used (set by SLURM_CPUS_PER_TASK)", "OMP_NUM_THREADS=4"
     )
 
 
-def test_too_little_memory_in_the_cgroup_is_wrong(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_in_the_cgroup_fails(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_system, "memory_left", lambda: (4 * 2**30, 2**30))
-    assert_wrong(check_system.memory(make()), "1.0 GiB of 4.0 GiB free (the cgroup of this process)", "--mem=16G")
+    assert_fails(check_system.memory(make()), "1.0 GiB of 4.0 GiB free (the cgroup of this process)", "--mem=16G")
 
 
 # MLflow, DVC, git, Hydra, TensorFlow
@@ -543,37 +543,37 @@ def test_mlflows_database_is_read_without_changing_it(make: Make, workplace: Pat
 
     file = workplace / "mlflow.db"
     before = file.read_bytes()
-    assert_well(check_setup.mlflow(with_mlflow(make)), "can be written")
+    assert_ok(check_setup.mlflow(with_mlflow(make)), "can be written")
     assert file.read_bytes() == before
     for revision, found in {"0123456789ab": "of a newer MLflow", "451aebb31d03": "of an older MLflow"}.items():
         with closing(sqlite3.connect(file)) as database, database:
             database.execute("UPDATE alembic_version SET version_num = ?", [revision])
-        assert_wrong(check_setup.mlflow(with_mlflow(make)), f"{found} ({revision}, wanted")
+        assert_fails(check_setup.mlflow(with_mlflow(make)), f"{found} ({revision}, wanted")
     file.write_bytes(b"no database" * 1000)
-    assert_wrong(check_setup.mlflow(with_mlflow(make)), "file is not a database", "make sync")
+    assert_fails(check_setup.mlflow(with_mlflow(make)), "file is not a database", "make sync")
     file.unlink()
-    assert_well(check_setup.mlflow(with_mlflow(make)), "is not there yet")
+    assert_ok(check_setup.mlflow(with_mlflow(make)), "does not exist yet")
 
 
 def test_an_mlflow_server_answers_or_not(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # pragma: allowlist secret
     result = check_setup.mlflow(with_mlflow(make))
-    assert_wrong(result, "MLflow at http://127.0.0.1:9 did not take it: nobody answers there", "MLFLOW_TRACKING_URI")
+    assert_fails(result, "MLflow at http://127.0.0.1:9 did not take it: nobody answers there", "MLFLOW_TRACKING_URI")
     assert "secret" not in str(result)
     answer = {"uri": "http://x", "trouble": "", "server": "3.17.2", "client": "3.17.2"}
     readings = {"address": Reading("http://x"), "server": Reading(answer)}
-    assert_well(check_setup.mlflow(make(mlflow=readings)), "http://x answers, version 3.17.2 (here 3.17.2)")
-    assert check_setup.mlflow(make(mlflow={"address": Reading(None)})).state == "skipped"
+    assert_ok(check_setup.mlflow(make(mlflow=readings)), "http://x answers, version 3.17.2 (here 3.17.2)")
+    assert check_setup.mlflow(make(mlflow={"address": Reading(None)})).state == "skip"
 
 
 @pytest.mark.parametrize(("url", "state", "found"), [
-    ("../../data", "well", "which the first `make push` makes"),
-    ("s3://CHANGE-ME/x", "wrong", "the address of the remote was never set: s3://CHANGE-ME/x"),
-    ("http://127.0.0.1:9/x", "wrong", "the remote does not answer: ClientConnectorError"),
-    ("", "skipped", "no remote is set"),
+    ("../../data", "ok", "which the first `make push` makes"),
+    ("s3://CHANGE-ME/x", "fail", "the address of the remote was never set: s3://CHANGE-ME/x"),
+    ("http://127.0.0.1:9/x", "fail", "the remote does not answer: ClientConnectorError"),
+    ("", "skip", "no remote is set"),
 ])  # fmt: skip
 def test_dvcs_remote_answers_or_not(make: Make, tmp_path: Path, url: str, state: str, found: str) -> None:
-    assert check_setup.dvc(make()).state == "skipped"
+    assert check_setup.dvc(make()).state == "skip"
     (tmp_path / ".dvc").mkdir()
     text = f"[core]\n    remote = data\n['remote \"data\"']\n    url = {url}\n" if url else ""
     (tmp_path / ".dvc/config").write_text(text, encoding="utf-8")
@@ -587,28 +587,28 @@ def test_git_knows_who_commits(make: Make, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     for name in ("NAME", "EMAIL"):
         monkeypatch.delenv(f"GIT_AUTHOR_{name}", raising=False)
-    assert check_setup.git(make()).state == "skipped"
+    assert check_setup.git(make()).state == "skip"
     subprocess.run([shutil.which("git") or "git", "init", "-q", str(tmp_path)], check=True)
-    assert_wrong(
+    assert_fails(
         check_setup.git(make()), "git does not know who you are", 'git config --global user.email "you@example.com"'
     )
     (tmp_path / "gitconfig").write_text("[user]\nname = A\nemail = a@b.c\n", encoding="utf-8")
-    assert_well(check_setup.git(make()))
+    assert_ok(check_setup.git(make()))
 
 
 def test_hydra_finds_the_plugins_or_says_which_is_broken(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_well(check_setup.hydra(make()))
+    assert_ok(check_setup.hydra(make()))
     (tmp_path / "other/hydra_plugins/broken").mkdir(parents=True)
     (tmp_path / "other/hydra_plugins/broken/__init__.py").write_text("import nowhere\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
-    assert_wrong(check_setup.hydra(make()), "hydra_plugins.broken")
+    assert_fails(check_setup.hydra(make()), "hydra_plugins.broken")
     found = [
         "hydra_plugins.runengine.Sweep",
         "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     ]
-    assert_wrong(
+    assert_fails(
         check_setup.hydra(make(hydra={"plugins": Reading(found)})), "Hydra does not find hydra_submitit_launcher"
     )
 
@@ -628,27 +628,28 @@ def test_tensorflow_multiplies_where_it_is_installed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for it: the real one is not among this project's packages."""
-    assert check_devices.tensorflow(make(tensorflow={})).state == "skipped"
+    assert check_devices.tensorflow(make(tensorflow={})).state == "skip"
     (tmp_path / "other/tensorflow").mkdir(parents=True)
     module = tmp_path / "other/tensorflow/__init__.py"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
     monkeypatch.syspath_prepend(tmp_path / "other")
     module.write_text(STAND_IN.format(product="64.0"), encoding="utf-8")
-    assert_well(check_devices.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
+    assert_ok(check_devices.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
     here = gpu_machine(make, tensorflow=collect_env.child("tensorflow"))
-    assert_wrong(check_devices.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
+    assert_fails(check_devices.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
     module.write_text(STAND_IN.format(product="63.0"), encoding="utf-8")
-    assert_wrong(check_devices.tensorflow(make()), "on CPU:0: multiplies wrongly")
+    assert_fails(check_devices.tensorflow(make()), "on CPU:0: multiplies wrongly")
     module.write_text("import os; os.kill(os.getpid(), 11)", encoding="utf-8")
     assert examine(Check("TensorFlow", check_devices.tensorflow), make()).state == "unknown"
 
 
-# The doctor himself
+# The doctor itself
 
 
 def test_the_doctor_finds_the_project_where_nothing_else_of_it_is_there_yet(tmp_path: Path) -> None:
     """As in the image while its environment is made: no package of the owner's, and no installed package either."""
-    shutil.copytree(SOURCE / "runengine", tmp_path / "new/src/runengine")
+    for name in ("runengine", "hydra_plugins"):
+        shutil.copytree(SOURCE / name, tmp_path / "new/src" / name)
     asked = '[tool.ml-template]\npython = "3.11"\nenv_manager = "venv"\ncuda = "cpu"\ndriver = ""\ncapability = ""\n'
     text = f'[project]\nrequires-python = ">=3.11,<3.14"\n[tool.runengine]\npackage = "not_there"\n{asked}'
     (tmp_path / "new/pyproject.toml").write_text(text, encoding="utf-8")
@@ -658,11 +659,13 @@ def test_the_doctor_finds_the_project_where_nothing_else_of_it_is_there_yet(tmp_
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         results = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
         assert "not in this project's .venv" in results["environment"]["found"], done.stderr
-        assert results["arithmetic"]["state"] == "well", results["arithmetic"]
+        assert results["arithmetic"]["state"] == "ok", results["arithmetic"]
 
 
 def test_outside_a_project_the_doctor_says_so(tmp_path: Path) -> None:
-    shutil.copytree(SOURCE / "runengine", tmp_path / "runengine")
+    (tmp_path / "pyproject.toml").unlink()
+    for name in ("runengine", "hydra_plugins"):
+        shutil.copytree(SOURCE / name, tmp_path / name)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "runengine", "doctor"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -690,14 +693,14 @@ def broken(machine: Machine) -> Result:
     raise KeyError("something\nunexpected")
 
 
-ALL_WELL, UNKNOWN = Check("a", lambda _: checks.well("fine")), Check("b", broken)
-WRONG = Check("c", lambda _: checks.wrong("ill", "it hurts", "# Rest, then:\nmake tea"))
+OK, UNKNOWN = Check("a", lambda _: checks.ok("fine")), Check("b", broken)
+FAIL = Check("c", lambda _: checks.fail("ill", "it hurts", "# Rest, then:\nmake tea"))
 
 
 @pytest.mark.parametrize(("checks", "ends", "last"), [
-    ([ALL_WELL, Check("s", lambda _: checks.skipped("no GPU"))], 0, "All is well."),
-    ([ALL_WELL, UNKNOWN], 2, "Nothing is known to be wrong, but these checks got no answer: b."),
-    ([UNKNOWN, WRONG], 1, "Wrong: c. The commands alone: make doctor ARGS=--fix"),
+    ([OK, Check("s", lambda _: checks.skip("no GPU"))], 0, "No check failed."),
+    ([OK, UNKNOWN], 2, "No check failed, but these got no answer: b."),
+    ([UNKNOWN, FAIL], 1, "Failed: c. For the commands that fix it: make doctor ARGS=--fix"),
 ])  # fmt: skip
 def test_the_exit_status_says_how_it_stands(
     checks: list[Check], ends: int, last: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -711,14 +714,14 @@ def test_the_exit_status_says_how_it_stands(
     assert printed.splitlines()[-1] == last
     assert ("why: it hurts" in printed and "do: Rest, then:" in printed) == (ends == 1)
     if UNKNOWN in checks:
-        assert "could not tell  KeyError: 'something" in printed
+        assert "unknown  KeyError: 'something" in printed
 
 
 def test_fix_prints_commands_and_runs_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:
-    touch = Check("d", lambda _: checks.wrong("no file", "why", "touch made"))
-    monkeypatch.setattr(doctor, "CHECKS", [ALL_WELL, WRONG, touch])
+    touch = Check("d", lambda _: checks.fail("no file", "why", "touch made"))
+    monkeypatch.setattr(doctor, "CHECKS", [OK, FAIL, touch])
     monkeypatch.setattr(sys, "argv", ["doctor", "--fix"])
     with pytest.raises(SystemExit):
         doctor.main()

@@ -19,7 +19,7 @@ from runengine import Run, UserError, manifest
 from runengine.machine.collect_env import Machine
 from runengine.machine.doctor import CHECKS, examine
 from runengine.settings import project
-from runengine.upgrade import Refused, changes, upgrade
+from runengine.upgrade import Refused, _address_and_tag, changes, upgrade
 
 FOLDER = Path(str(runengine.__file__)).parent
 WRITE = "python -m runengine engine --write-manifest"
@@ -98,9 +98,7 @@ def test_a_manifest_that_cannot_be_read_is_said(engine: Path, text: str | None) 
         (engine / "MANIFEST").unlink()
     else:
         (engine / "MANIFEST").write_text(text, encoding="latin-1", errors="ignore")
-    assert manifest.describe(engine) == (
-        "engine 0.1.0, of which MANIFEST is missing or damaged: what was edited is not known"
-    )
+    assert manifest.describe(engine) == "engine 0.1.0, but MANIFEST is missing or damaged, so edits cannot be found"
 
 
 def command(*arguments: str, cwd: Path, expect: int = 0) -> str:
@@ -149,10 +147,19 @@ def as_wheel(project: Path) -> str:
 
 def as_repository(project: Path) -> str:
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "core.autocrlf=false"]
-    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "x"]):
+    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "x"], ["tag", "v0.10.0"]):
         subprocess.run([*git, *arguments], cwd=project, check=True)
     shutil.rmtree(project / "src")  # what is in the working tree does not count
     return f"{project.as_uri()}/.git"
+
+
+def as_tag(project: Path) -> str:
+    """A repository whose newest commit has no engine."""
+    address = as_repository(project)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for arguments in (["tag", "release/0.9"], ["rm", "-rq", "src"], ["commit", "-qm", "y"]):
+        subprocess.run([*git, *arguments], cwd=project, check=True)
+    return f"{address}@v0.10.0"
 
 
 def as_template(project: Path) -> str:
@@ -163,8 +170,8 @@ def as_template(project: Path) -> str:
 
 @pytest.mark.parametrize(
     "source",
-    [str, lambda project: str(project / "src/runengine"), as_wheel, as_repository, as_template],
-    ids=["project", "engine", "wheel", "git", "template"],
+    [str, lambda project: str(project / "src/runengine"), as_wheel, as_repository, as_tag, as_template],
+    ids=["project", "engine", "wheel", "git", "tag", "template"],
 )
 def test_another_version_takes_its_place(engine: Path, newer: Path, source: Callable[[Path], str]) -> None:
     wanted = content(newer / "src")
@@ -191,7 +198,8 @@ def test_what_was_edited_is_named_and_kept(engine: Path, newer: Path, capsys: py
     assert (
         "\nengine 0.1.0, edited: ../hydra_plugins/runengine.py, machine/doctor.py, model_card.py (missing), "
         "ours.py (added)\n"
-        "What was edited is kept in engine-edited-0.1.0/. Edit the new files in the same way where you still need it.\n"
+        "Your edited files are kept in engine-edited-0.1.0/. Edit the new files in the same way where you still need "
+        "it.\n"
     ) in said
     assert {
         f"../{name}" if "hydra" in name else name: text for name, text in content(here / "engine-edited-0.1.0").items()
@@ -211,7 +219,7 @@ def test_an_engine_with_files_missing_can_be_replaced(engine: Path, newer: Path)
     (engine / "rerun.py").write_text("# ours\n", encoding="utf-8")
     kept = content(engine)
     said = command("runengine", "upgrade", str(newer), cwd=engine.parents[1])
-    assert "engine 0.1.0, of which MANIFEST is missing or damaged: what was edited is not known\n" in said
+    assert "engine 0.1.0, but MANIFEST is missing or damaged, so edits cannot be found\n" in said
     assert content(engine.parent) == content(newer / "src")
     assert content(engine.parents[1] / "engine-edited-0.1.0").items() >= kept.items()
 
@@ -233,7 +241,7 @@ def without_version(project: Path) -> None:
     manifest.write(project / "src/runengine")
 
 
-WANTED = "FROM= wants the folder of a project or of the template, the address of a Git repository, or a wheel."
+WANTED = "FROM= must be the folder of a project or of the template, the address of a Git repository, or a wheel."
 NOT_RELEASED = "Take it from the template, or from a project in which it was not edited."
 
 
@@ -261,16 +269,50 @@ def test_other_sources_are_refused_in_one_sentence(engine: Path, tmp_path: Path)
     empty.mkdir()
     nowhere = (tmp_path / "nowhere").as_uri()
     for source, sentence in {
-        "": f"which engine? {WANTED}",
-        "runengine": f"runengine is not there: {WANTED}",
+        "": f"no engine was named: {WANTED}",
+        "runengine": f"runengine does not exist: {WANTED}",
         str(empty): f"{empty} has no engine: {WANTED}",
-        str(wheel): f"{wheel} is no wheel: it cannot be unpacked. Download it again.",
-        nowhere: f"git cannot clone {nowhere}; what it says is above.",
+        str(wheel): f"{wheel} is not a wheel: it cannot be unpacked. Download it again.",
+        nowhere: f"git cannot clone {nowhere}; its message is above.",
     }.items():
         with pytest.raises(Refused) as refused:
             upgrade(source, engine)
         assert str(refused.value) == sentence
     assert content(engine.parents[1]) == before
+
+
+def test_a_tag_is_written_as_for_pip_and_one_that_is_not_there_is_named(
+    engine: Path, newer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(engine.parents[1])
+    address = as_tag(newer).rpartition("@")[0]
+    empty = tmp_path / "empty.git"
+    subprocess.run(["git", "init", "-q", "--bare", empty], check=True)
+    nowhere = (tmp_path / "nowhere").as_uri()
+    for source, sentence in {
+        f"{address}@v0.2.0": f"{address} has no tag v0.2.0. Its newest tags: v0.10.0, release/0.9.",
+        f"git+{address}@v0.2.0": f"{address} has no tag v0.2.0. Its newest tags: v0.10.0, release/0.9.",
+        f"{empty}@v1": f"{empty} has no tag v1. It has no tags: leave @v1 out.",
+        f"{nowhere}@v1": f"git cannot read {nowhere}; its message is above.",
+        "nothing@v1": f"nothing@v1 does not exist: {WANTED}",
+    }.items():
+        with pytest.raises(Refused) as refused:
+            upgrade(source, engine)
+        assert str(refused.value) == sentence
+    assert content(engine.parents[1]) == before
+    upgrade(f"git+{address}@release/0.9", engine)
+    assert "engine 0.1.0 -> 0.10.0\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("source", "address", "tag"), [
+    ("https://host/org/name.git", "https://host/org/name.git", ""),
+    ("https://me:secret@host/org/name@v1", "https://me:secret@host/org/name", "v1"),
+    ("git@host:org/name.git", "git@host:org/name.git", ""),
+    ("git@host:org/name.git@v1.0", "git@host:org/name.git", "v1.0"),
+    ("ssh://git@host:22/org/name@release/1", "ssh://git@host:22/org/name", "release/1"),
+])  # fmt: skip
+def test_what_is_before_the_host_is_no_tag(source: str, address: str, tag: str) -> None:
+    assert _address_and_tag(source) == (address, tag)
 
 
 UNTIL = """
@@ -338,12 +380,12 @@ def make_project(engine: Path) -> Path:
     "program.py", "training_run.py", "settings/errors.py", "settings/process.py", "sweeps/sweep.py", "runs/lock.py",
     "conf/trainer/auto.yaml", manifest.PLUGIN,
 ])  # fmt: skip
-def test_an_engine_with_a_file_missing_is_said_in_one_sentence(engine: Path, file: str) -> None:
+def test_a_missing_file_of_the_engine_gets_one_sentence(engine: Path, file: str) -> None:
     here = make_project(engine)
     (engine / file).unlink()
     said = command("ml_project.train", "tracking=off", cwd=here, expect=1)
     assert said == (
-        f"error: the engine lacks {os.path.normpath(f'src/runengine/{file}')}. Bring back what is missing (git "
+        f"error: the engine lacks {os.path.normpath(f'src/runengine/{file}')}. Restore the missing files (git "
         "restore, git checkout), or replace the engine: make upgrade FROM=<folder, git address or wheel>\n"
     )
 
@@ -351,7 +393,7 @@ def test_an_engine_with_a_file_missing_is_said_in_one_sentence(engine: Path, fil
 def test_missing_files_are_counted(engine: Path) -> None:
     here = make_project(engine)
     shutil.rmtree(engine / "settings")
-    assert "error: the engine lacks src/runengine/settings/__init__.py, src/runengine/settings/config.py, " in command(
+    assert "error: the engine lacks src/runengine/settings/__init__.py, src/runengine/settings/co" in command(
         "runengine", "doctor", cwd=here, expect=1
     )
 
@@ -367,8 +409,8 @@ def test_the_engine_of_another_project_is_refused_in_one_sentence(
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     for program in ("ml_project.train", "runengine"):
-        told = [sys.executable, "-m", program, "doctor"] if program == "runengine" else [sys.executable, "-m", program]
-        done = subprocess.run(told, cwd=here, env=environment, capture_output=True, text=True)
+        typed = [sys.executable, "-m", program, *(["doctor"] if program == "runengine" else [])]
+        done = subprocess.run(typed, cwd=here, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
     monkeypatch.chdir(here)

@@ -227,7 +227,7 @@ def test_a_run_starts_from_the_weights_of_another(run_training: Train) -> None:
     for name in parameters:
         torch.testing.assert_close(one["state_dict"][name], other[name])
     assert load_config(second).init_from == str(first.folder)
-    with pytest.raises(UserError, match=r"^init_from=nothing is no checkpoint. Give a file such as runs/"):
+    with pytest.raises(UserError, match=r"^init_from=nothing is not a checkpoint. Give a file such as runs/"):
         run_training("init_from=nothing")
     with pytest.raises(UserError, match=r"best.ckpt is of another model: \d+ layers differ: model"):
         run_training(f"init_from={first.folder}", "model=mlp", "model.hidden=3")
@@ -243,14 +243,14 @@ def test_what_a_run_was_made_with_is_in_its_folder(run_training: Train) -> None:
     assert "this run was started with other versions: Python 3.1 -> 3." in run.log.read_text()
 
 
-def test_a_pipeline_continues_its_run_and_begins_anew_if_something_changed(
+def test_a_pipeline_continues_its_run_and_starts_over_if_something_changed(
     run_training: Train, at_step: AtStep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def trained(*settings: str) -> str:
-        """Why it began anew, if it did."""
+        """Why it started over, if it did."""
         capsys.readouterr()
         run_training(HERE, "restart_if_changed=true", EPOCHS, *settings)
-        found = re.search(r"^runs/x begins anew: (.+)$", capsys.readouterr().out, re.MULTILINE)
+        found = re.search(r"^runs/x starts over: (.+)$", capsys.readouterr().out, re.MULTILINE)
         return found[1] if found else ""
 
     straight, run = run_training(EPOCHS), Run(Path("runs/x"))

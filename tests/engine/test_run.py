@@ -59,8 +59,8 @@ def test_a_continued_run_refuses_other_settings(run_training: Train) -> None:
     cfg = load_config(run)
     changed = f"optimizer.lr ({cfg.optimizer.lr}, got 0.5), seed ({cfg.seed}, got 7)"
     assert str(error.value) == (
-        f"{run.folder} was trained with other settings: {changed}. Leave them out to continue it as it was, leave "
-        "run_dir out to start a new run, or go on with the new ones by allow_changes=true."
+        f"{run.folder} was trained with other settings: {changed}. Leave them out to resume it as it was, leave "
+        "run_dir out to start a new run, or resume with the new ones by allow_changes=true."
     )
     with pytest.raises(UserError, match=r"was trained with other settings: model\.\w+ \("):
         run_training(f"run_dir={run.folder}", "model=mlp" if "CNN" in cfg.model._target_ else "model=cnn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -58,3 +59,11 @@ def test_a_refused_requeue_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "scontrol").unlink()
     with pytest.raises(UserError, match="No such file"):
         slurm.requeue()
+
+
+def test_a_sweep_typed_in_a_job_hides_what_slurm_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
+    monkeypatch.setenv("SLURM_CONF", "slurm.conf")
+    with slurm.outside_of_a_job():
+        assert {name for name in os.environ if name.startswith("SLURM_")} == {"SLURM_CONF"}
+    assert os.environ["SLURM_MEM_PER_NODE"] == "1024"

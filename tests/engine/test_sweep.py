@@ -209,6 +209,78 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(start: Star
     assert len(table(the_sweep())) == 5
 
 
+def test_a_search_by_the_mean_of_seeds_that_was_killed_trains_no_run_twice(
+    start: Start, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [*SHORT, "search=default", "search.space.model=null", "search.trials=3", "seeds=2", "seed=7"]
+    pruning = ["search.pruning_after_trials=1", "search.pruning_after_epochs=0"]  # none is stopped early all the same
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with Path("said.txt").open("w") as said:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", TRAIN, *typed, *pruning], env=environment, stdout=said, stderr=said
+        )
+    until = time.monotonic() + 300
+    while not list(Path("runs").glob("*/sweep-*/003/train.log")):  # the second run of the second trial
+        assert killed.poll() is None, Path("said.txt").read_text()
+        assert time.monotonic() < until, Path("said.txt").read_text()
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    folder = the_sweep()
+    assert start(f"sweep_dir={folder}") == 0
+    assert trained in (["003", "004", "005"], ["004", "005"])  # 003 may have been faster than the signal
+
+    settings = [OmegaConf.load(folder / f"{number:03d}/config.yaml") for number in range(6)]
+    assert [cfg.seed for cfg in settings] == [7, 8, 7, 8, 7, 8]
+    losses = [json.loads((folder / f"{number:03d}/metrics.json").read_text())["val/loss"] for number in range(6)]
+    means = [np.mean(losses[first : first + 2]) for first in (0, 2, 4)]
+    trials = optuna.load_study(study_name=STUDY, storage=storage(folder / "optuna.log")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert [trial.value for trial in trials] == pytest.approx(means)
+    assert [trial.params["optimizer.lr"] for trial in trials] == [cfg.optimizer.lr for cfg in settings[::2]]
+
+    rows = table(folder, "seeds.csv")
+    assert [float(row["mean"]) for row in rows] == pytest.approx(sorted(means))
+    assert [int(row["trial"]) for row in rows] == np.argsort(means).tolist()
+    assert {(row["metric"], row["seeds"]) for row in rows} == {("val/loss", "2")}
+    assert len(table(folder)) == 6
+    assert not list(folder.glob("*/test_metrics.json"))  # a search must not look at the test split
+    printed = capsys.readouterr().out
+    best = int(np.argmin(means))
+    (again,) = [line for line in printed.splitlines() if line.startswith("train the best again")]
+    assert again.endswith(f" seed=7 optimizer.lr={trials[best].params['optimizer.lr']} seeds=2")
+    assert f"  {means[best]:.4f}  " in printed
+
+    folder.rename("killed")
+    assert start(*typed, *pruning) == 0
+    assert [row["optimizer.lr"] for row in table(the_sweep(), "seeds.csv")] == [row["optimizer.lr"] for row in rows]
+    assert start(f"sweep_dir={the_sweep()}", "seeds=3") == 1
+    assert start(f"sweep_dir={the_sweep()}", "search=default", "search.trials=4") == 0
+    assert len(table(the_sweep())) == 8
+
+
+def test_a_trial_of_seeds_that_lacks_a_run_has_no_mean(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = provenance.write
+
+    def fail_in_001(folder: Path, data: Path | None) -> None:
+        if folder.name == "001" and not (folder.parent / "002").exists():
+            raise RuntimeError("no luck")
+        write(folder, data)
+
+    monkeypatch.setattr(provenance, "write", fail_in_001)
+    typed = [*SHORT, "search=default", "search.space.model=null", "search.trials=2", "seeds=2"]
+    assert start(*typed) == 1
+    folder = the_sweep()
+    assert [(row["trial"], row["seeds"], row["mean"] != "") for row in table(folder, "seeds.csv")] == [
+        ("1", "2", True), ("0", "1", False),
+    ]  # fmt: skip
+    assert start(f"sweep_dir={folder}") == 0
+    study = optuna.load_study(study_name=STUDY, storage=storage(folder / "optuna.log"))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+
+
 def test_a_trial_worse_than_the_others_is_stopped(run_training: Callable[..., Run], tmp_path: Path) -> None:
     cfg = compose("train", [*ONLY_SEED, "search.pruning_after_trials=1", "search.pruning_after_epochs=1"])
     search = Search(tmp_path, cfg.search, ["trainer.max_epochs=4"])
@@ -233,9 +305,10 @@ def test_two_processes_at_once(start: Start) -> None:
 
 
 MISTAKES = {
-    "seeds=0": "seeds must be a whole number >= 1, got 0. Try seeds=5.",
-    "seeds=few": "seeds must be a whole number >= 1, got few. Try seeds=5.",
-    "seeds=2 search=default": "search and seeds exclude each other. Search first, then train the best with seeds.",
+    "seeds=0": "seeds must be an integer >= 1, got 0. Try seeds=5.",
+    "seeds=few": "seeds must be an integer >= 1, got few. Try seeds=5.",
+    "seeds=0 search=default": "seeds must be an integer >= 1, got 0. Try seeds=5.",
+    "seeds=2 search=default +search.space.seed={low:0,high:9}": "search.space.seed and seeds=... exclude each other.",
     "seeds=2 run_dir=x": "run_dir is not for sweeps, which make a folder for each run. Leave it out.",
     "sweep_dir=data": "data is not the folder of a sweep: it has no sweep.yaml. Look into runs/.",
     "-m optimizer.lr=0.1,fast": "optimizer.lr must be a number such as ",

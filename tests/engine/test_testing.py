@@ -71,7 +71,7 @@ def test_what_resumes_exactly_passes_and_leaves_nothing(settings: list[str], wor
 def test_an_order_that_nobody_knows_is_found_and_the_layer_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageData, "train_dataloader", ShufflesByItself.train_dataloader)
     sentence = sentence_of()
-    assert sentence.startswith("the resumed training does not equal the straight one: ")
+    assert sentence.startswith("the resumed training does not equal the uninterrupted one: ")
     assert "weights differ, the first is model." in sentence
     assert "Make the training loader by runengine.loader(...), which knows its position" in sentence
 
@@ -79,15 +79,15 @@ def test_an_order_that_nobody_knows_is_found_and_the_layer_named(monkeypatch: py
 def test_a_metric_that_loses_its_count_is_found_and_the_epoch_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_project.task.ImageClassifier", CountsByItself)
     assert sentence_of() == (
-        "the resumed training does not equal the straight one: train/num_batches of epoch 2 is 2.0, straight it is "
-        "4.0. Let a metric over an epoch be a torchmetrics Metric that is an attribute of the task, or log it by "
+        "the resumed training does not equal the uninterrupted one: train/num_batches of epoch 2 is 2.0, not 4.0. Make "
+        "a metric over an epoch a torchmetrics Metric that is an attribute of the task, or log it by "
         "self.log(on_epoch=True)."
     )
 
 
 def test_an_epoch_of_one_batch_has_no_middle() -> None:
     assert sentence_of("trainer.limit_train_batches=1") == (
-        "the training cannot be stopped in the middle of an epoch: its epochs have less than two batches. Try smaller "
+        "the training cannot be stopped in the middle of an epoch: its epochs have fewer than two batches. Try smaller "
         "batches."
     )
 

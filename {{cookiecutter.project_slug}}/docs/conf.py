@@ -27,7 +27,7 @@ myst_heading_anchors = 3  # page.md#heading: a link to a heading that is not the
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of other packages have no page here
 suppress_warnings = ["ref.python"]  # two classes of one name in two modules
-smartquotes = False  # what is copied into a shell stays as it is
+smartquotes = False  # what is copied into a shell is not changed
 
 html_theme = "furo"
 html_copy_source = False

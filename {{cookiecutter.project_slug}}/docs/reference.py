@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PACKAGE = project.current().folder
 ENGINE = project.ENGINE_FOLDER
 OF_TESTS = {"assert_resumes_exactly": "testing"}  # what of the engine only tests import
-KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "seq": "a list"}
+KINDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "seq": "a list"}
 DIRECTIVE = "{py:%s}"
 UNKNOWN = "\u2026"  # what only the machine can tell
 CHECKS = (check_devices, check_setup, check_system)  # the modules that look
@@ -91,7 +91,7 @@ def groups(file: Path) -> dict[str, tuple[str, str]]:
     """The groups that a script chooses from: the default, and the comment next to it."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return {
-        key.value: (value.value, beside(lines, value))
+        key.value: (value.value, next_to(lines, value))
         for item in defaults(file)
         for key, value in (item.value if isinstance(item, yaml.MappingNode) else ())
         if runengine.choices(key.value)
@@ -120,7 +120,7 @@ def read_settings(node: yaml.MappingNode, prefix: str, lines: list[str], num_abo
         name = f"{prefix}{key.value}"
         if key.value in ("_target_", "_partial_") or name.split(".")[-1] == "defaults":
             continue
-        comments = [*above(lines, key, num_about), beside(lines, key), beside(lines, value)]
+        comments = [*above(lines, key, num_about), next_to(lines, key), next_to(lines, value)]
         comment = " ".join(dict.fromkeys(filter(None, comments)))
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
             if comment:
@@ -148,7 +148,7 @@ def above(lines: list[str], key: yaml.Node, num_about: int) -> list[str]:
     return found
 
 
-def beside(lines: list[str], node: yaml.Node) -> str:
+def next_to(lines: list[str], node: yaml.Node) -> str:
     """The comment at the end of the line of a name or of a value on one line."""
     if node.start_mark.line != node.end_mark.line:
         return ""
@@ -220,7 +220,7 @@ def checks() -> str:
 
 
 def sentences(function: ast.FunctionDef, functions: Functions) -> Iterator[tuple[str, ...]]:
-    """Of each `wrong(found, why, fix)` in a check, and in the function that it hands the question to."""
+    """Of each `fail(found, why, fix)` in a check, and in the function that it hands the question to."""
     known = {
         target.id: node.value
         for node in ast.walk(function)
@@ -231,7 +231,7 @@ def sentences(function: ast.FunctionDef, functions: Functions) -> Iterator[tuple
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     for call in sorted(calls, key=lambda call: call.lineno):
         name = call.func.id if isinstance(call.func, ast.Name) else ""
-        if name == "wrong":
+        if name == "fail":
             found, why, fix = call.args
             yield words(found, known), words(why, known), *alternatives(fix, known)
         elif name == "compare":

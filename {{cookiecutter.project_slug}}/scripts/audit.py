@@ -2,7 +2,7 @@
 
     make audit      # ARGS="--vulnerability-service osv" asks another service
 
-A finding fails, unless audit-accepted.toml takes it, with a reason and until a day.
+A finding fails, unless audit-accepted.toml accepts it, with a reason and until a date.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     answer = ask(requirements(), sys.argv[1:])
     unknown = [package["name"] for package in answer if "skip_reason" in package]
     if len(unknown) == len(answer):
-        fail("the service knows none of these packages, so nothing was audited. Look at the network, or ask later")
+        fail("the service knows none of these packages, so nothing was audited. Check the network, or try again later")
     until = accepted_until()
     today = datetime.datetime.now(tz=datetime.UTC).date()
     findings = list(found(answer))
@@ -50,12 +50,12 @@ def main() -> None:
         else:
             state = f"accepted until {day}"
         wrong += day is None or day < today
-        print(f"{finding.package}: {' '.join(finding.ids)}, mended in {finding.fixed_in}: {state}")
+        print(f"{finding.package}: {' '.join(finding.ids)}, fixed in {finding.fixed_in}: {state}")
     if unknown:
         print(f"Not known to the service: {' '.join(unknown)}")
     if wrong:
         fail(
-            f"{wrong} of {len(findings)} findings not accepted. Take a version that is mended, or accept one "
+            f"{wrong} of {len(findings)} findings not accepted. Install a version that is fixed, or accept one "
             'for a time in audit-accepted.toml: [[accepted]], id = "...", reason = "...", expires = 2030-12-31'
         )
     audited = len(answer) - len(unknown)
@@ -63,16 +63,16 @@ def main() -> None:
 
 
 def requirements() -> list[str]:
-    """What is installed, but for this project. The service does not know a build's mark, the `+cpu` of torch."""
+    """All installed packages except this project, without the label of a build (`+cpu`): the service knows none."""
     own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     versions: dict[str, str] = {}
-    for package in distributions():  # of two with one name, the first is the one that is imported
+    for package in distributions():  # Python imports the first of two packages with one name
         versions.setdefault(re.sub(r"[-_.]+", "-", package.name).lower(), package.version.partition("+")[0])
     return [f"{name}=={version}" for name, version in sorted(versions.items()) if name != own]
 
 
 def ask(packages: list[str], options: list[str]) -> list[dict[str, Any]]:
-    """What pip-audit says of each package, which it looks up and does not install."""
+    """What pip-audit reports for each package; it looks them up, and installs none."""
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "requirements.txt")
         pinned.write_text("\n".join(packages), encoding="utf-8")
@@ -82,8 +82,8 @@ def ask(packages: list[str], options: list[str]) -> list[dict[str, Any]]:
     try:
         answer: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        why = done.stderr.strip().splitlines() or ["it said nothing"]
-        fail(f"pip-audit could not ask, so nothing was audited: {why[-1]}. Look at the network")
+        why = done.stderr.strip().splitlines() or ["it printed nothing"]
+        fail(f"pip-audit could not ask, so nothing was audited: {why[-1]}. Check the network")
     return answer
 
 
@@ -96,13 +96,13 @@ def found(answer: list[dict[str, Any]]) -> Iterable[Finding]:
 
 
 def accepted_until() -> dict[str, datetime.date]:
-    """From the name of an accepted finding to the last day on which it is accepted."""
+    """Maps the id of an accepted finding to the last day on which it is accepted."""
     try:
         entries = tomllib.loads(ACCEPTED.read_text(encoding="utf-8")).get("accepted", [])
     except FileNotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
-        fail(f"audit-accepted.toml is not TOML: {error}. Mend that line")
+        fail(f"audit-accepted.toml is not TOML: {error}. Fix that line")
     for entry in entries:
         if any(type(entry.get(key)) is not kind or not entry[key] for key, kind in KEYS.items()):
             fail(

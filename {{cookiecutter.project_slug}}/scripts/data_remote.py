@@ -1,4 +1,4 @@
-"""`dvc push` or `dvc pull`: what goes wrong gets one sentence, and damaged data go nowhere.
+"""`dvc push` or `dvc pull`, with errors in one sentence; damaged data are not sent.
 
 python scripts/data_remote.py push        # `make push`; ARGS=-v shows what DVC itself says
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-NEVER_SET = "CHANGE-ME"  # in the address that the template suggests
+NEVER_SET = "CHANGE-ME"  # the template's placeholder in an address
 SIGN_IN = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run: aws configure",
     "azure": "Set AZURE_STORAGE_CONNECTION_STRING, or run: az login, then: "
@@ -23,10 +23,10 @@ SIGN_IN = {
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
     "ssh": "Run: ssh-add, or: dvc remote modify --local {name} keyfile <file>",
 }
-# what the libraries say, in the order in which it is looked for
+# what the libraries' errors contain, in the order in which it is searched for
 CAUSES = {
     "NoSuchBucket|bucket does not exist|ContainerNotFound|container does not exist": (
-        "{url}: there is no such bucket. Make it, or correct the address: dvc remote modify {name} url <address>"
+        "{url}: there is no such bucket. Create it, or correct the address: dvc remote modify {name} url <address>"
     ),
     "RemoteMissingDepsError|requires 'dvc-": "{url} needs dvc[{kind}]. Write it into pyproject.toml, then: make setup",
     "locate credentials|requires either account_name|Anonymous caller|DefaultCredentialsError|authentication token"
@@ -36,15 +36,15 @@ CAUSES = {
     ),
     "Could not connect|Cannot connect|Connect call failed|Connection refused|Connection lost|Name or service not known"
     "|nodename nor servname|getaddrinfo|[Tt]imed out|Timeout|No route to host|unreachable": (
-        "{url} cannot be reached. Look at the address (dvc remote list) and the network"
+        "{url} cannot be reached. Check the address (dvc remote list) and the network"
     ),
     "No space left|Disk quota exceeded": "the disk is full. Free some space",
-    "Unable to acquire lock|Unable to acquire": "another dvc command runs in this project. Wait for it",
+    "Unable to acquire lock|Unable to acquire": "another dvc command is running in this project. Wait until it ends",
 }
 
 
-class Story(logging.Handler):
-    """What DVC says of a failure, with the errors behind it."""
+class ErrorLog(logging.Handler):
+    """What DVC logs of a failure, with the errors that caused it."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -71,7 +71,7 @@ def main() -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    story = listen(quiet=not known.verbose)
+    errors = listen(quiet=not known.verbose)
     try:
         with Repo() as repo:
             name = known.remote or repo.config["core"].get("remote")
@@ -84,22 +84,22 @@ def main() -> None:
                 fail(f"the address of the remote was never set: {url}. Run: dvc remote modify {name} url {address}")
             cache = Path(repo.cache.local.path)
             refuse_damaged(cache, used(repo, cache))
-            status = call([known.action, "-r", name, *more], story, verbose=known.verbose)
+            status = call([known.action, "-r", name, *more], errors, verbose=known.verbose)
             lost = sorted(oid for oid in used(repo, cache) if not file_of(cache, oid).exists())
-            if status or (known.action == "push" and "do not exist neither locally nor on remote" in story.text):
+            if status or (known.action == "push" and "do not exist neither locally nor on remote" in errors.text):
                 kind = url.split("://")[0] if "://" in url else "local"
                 where = f"{url} at {remotes[name]['endpointurl']}" if "endpointurl" in remotes[name] else url
                 facts = {"url": where, "name": name, "kind": kind, "sign_in": SIGN_IN.get(kind, "").format(name=name)}
-                cause = explain(f"{kind} {story.text}", facts)
-                fail(cause or explain_lost(repo.cloud.get_remote_odb(name), url, lost) or last_line(story.text))
+                cause = explain(f"{kind} {errors.text}", facts)
+                fail(cause or explain_lost(repo.cloud.get_remote_odb(name), url, lost) or last_line(errors.text))
     except DvcException as error:
         fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def call(command: list[str], story: Story, *, verbose: bool) -> int:
-    """As `dvc` does it; unless `verbose`, without the paragraphs that it prints for an error."""
+def call(command: list[str], errors: ErrorLog, *, verbose: bool) -> int:
+    """Run the command as `dvc` does; unless `verbose`, without the paragraphs that it prints for an error."""
     from dvc.cli import DvcParserError, main, parse_args
     from dvc.ui import ui
 
@@ -109,24 +109,24 @@ def call(command: list[str], story: Story, *, verbose: bool) -> int:
         arguments = parse_args(command)
         ui.enable()
         return int(arguments.func(arguments).do_run())
-    except DvcParserError:  # it has said what is wrong
+    except DvcParserError:  # it has printed what is wrong
         sys.exit(1)
     except Exception as error:  # of any library behind DVC
-        story.add(error)
+        errors.add(error)
         return 1
 
 
-def listen(*, quiet: bool) -> Story:
-    story = Story()
+def listen(*, quiet: bool) -> ErrorLog:
+    errors = ErrorLog()
     for name in ("dvc", "dvc_objects", "dvc_data"):
         logger = logging.getLogger(name)
         for handler in logger.handlers[:]:
             if quiet and handler.level >= logging.WARNING:
                 logger.removeHandler(handler)
-        logger.addHandler(story)
+        logger.addHandler(errors)
     if quiet:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    return story
+    return errors
 
 
 def used(repo: Any, cache: Path) -> Iterator[str]:
@@ -144,7 +144,7 @@ def file_of(cache: Path, oid: str) -> Path:
 
 
 def refuse_damaged(cache: Path, oids: Iterator[str]) -> None:
-    """DVC takes a read-only file of its cache for whole, and would hand it on."""
+    """DVC assumes that a read-only file of its cache is intact, and would pass on a damaged one."""
     damaged = []
     try:
         for oid in oids:
@@ -152,23 +152,23 @@ def refuse_damaged(cache: Path, oids: Iterator[str]) -> None:
                 with file.open("rb") as content:
                     if hashlib.file_digest(content, "md5").hexdigest() != oid.removesuffix(".dir"):
                         damaged.append(file)
-    except (ValueError, KeyError, TypeError):  # the list of a folder's files; it came before them
+    except (ValueError, KeyError, TypeError):  # a damaged list of a folder's files, which was checked before the files
         pass
     if damaged:
         fail(
-            f"the content of {len(damaged)} file(s) in DVC's cache is not what it was: {short(damaged[0])}. "
-            "Delete them, then get them again: make pull, or make them anew: dvc repro --force"
+            f"the content of {len(damaged)} file(s) in DVC's cache has changed: {short(damaged[0])}. "
+            "Delete them, then fetch them again (make pull) or create them again (dvc repro --force)"
         )
 
 
 def explain(text: str, facts: dict[str, str]) -> str:
-    """The first cause that is known; empty if none is."""
+    """The first known cause; empty if there is none."""
     found = (sentence for pattern, sentence in CAUSES.items() if re.search(pattern, text, re.DOTALL))
     return next(found, "").format(**facts)
 
 
 def explain_lost(remote: Any, url: str, lost: list[str]) -> str:
-    """Of the files that are not in the cache: are they damaged in the remote, or missing there as well?"""
+    """Are the files that the cache lacks damaged in the remote, or missing there, too?"""
     missing = []
     while lost:
         oid = lost.pop()
@@ -179,8 +179,8 @@ def explain_lost(remote: Any, url: str, lost: list[str]) -> str:
         content = remote.fs.cat_file(path)
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != oid.removesuffix(".dir"):
             return (
-                f"{path} is damaged in the remote: its content is not what its name says. "
-                "Delete it there, then run make push where the data are whole"
+                f"{path} is damaged in the remote: its content does not match its name. "
+                "Delete it there, then run make push where the data are intact"
             )
         if oid.endswith(".dir"):
             lost += [entry["md5"] for entry in json.loads(content)]
@@ -188,7 +188,7 @@ def explain_lost(remote: Any, url: str, lost: list[str]) -> str:
         return ""
     return (
         f"{url} does not have {len(missing)} file(s) that dvc.lock names, such as {missing[0]}. "
-        "Run make push where the data are, or make them anew: dvc repro --force"
+        "Run make push where the data are, or create them again: dvc repro --force"
     )
 
 
@@ -198,7 +198,7 @@ def short(file: Path) -> Path:
 
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "DVC failed without a word"
+    return lines[-1] if lines else "DVC failed without a message"
 
 
 def fail(sentence: str) -> NoReturn:

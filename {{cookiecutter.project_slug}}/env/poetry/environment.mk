@@ -22,15 +22,15 @@ setup: ## make the environment and check the PyTorch build
 	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 is here. Run: $(INSTALL_PYTHON)" >&2; exit 1; }
 	@$(if $(LOCKED),$(LOCK_OR_SAY))
-	@# a package whose unpacking was interrupted counts as installed for Poetry: start anew
-	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
+	@# a package whose unpacking was interrupted counts as installed for Poetry: start over
+	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made again from the start."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
 	$(POETRY) env use "$(BASE_PYTHON)"
 	@test -f poetry.lock || $(POETRY) lock
 	$(POETRY) install $(addprefix --extras ,$(EXTRAS)) $(if $(LOCKED),--compile)
 	@rm -f $(UNFINISHED)
-	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something could not be told
+	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something is unknown
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 

@@ -14,13 +14,13 @@ UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 setup: ## make the environment and check the PyTorch build
 	@command -v uv >/dev/null || { echo "error: uv is not here. Install it (https://docs.astral.sh/uv), then run make setup again" >&2; exit 1; }
 	@$(if $(LOCKED),$(LOCK_OR_SAY))
-	@# a package whose unpacking was interrupted counts as installed for uv: start anew
-	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made anew."; rm -rf .venv; }
+	@# a package whose unpacking was interrupted counts as installed for uv: start over
+	@test ! -f $(UNFINISHED) || { echo "The last setup did not finish: the environment is made again from the start."; rm -rf .venv; }
 	@touch $(UNFINISHED)
 	@rm -f $(READY)
 	$(UV) sync --python "$(BASE_PYTHON)" $(addprefix --extra ,$(EXTRAS)) $(if $(LOCKED),--locked --compile-bytecode)
 	@rm -f $(UNFINISHED)
-	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something could not be told
+	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something is unknown
 	@touch $(READY)
 	@$(MAKE) --no-print-directory dvc-ready store-ready offer
 

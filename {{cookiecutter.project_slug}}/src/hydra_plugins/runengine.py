@@ -1,4 +1,4 @@
-"""Hydra accepts plugins from this place only, and imports them at every start; the work is done in the engine."""
+"""Hydra accepts plugins from this package only, and imports them at every start; the engine does the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 
 class Settings(SearchPathPlugin):
-    """Settings that the project's own conf/ does not have are looked for among the engine's."""
+    """Settings that are not in the project's own conf/ come from the engine's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="runengine", path="pkg://runengine.conf")
@@ -23,7 +23,7 @@ class Sweep(Sweeper):
     hydra_context: HydraContext
 
     def __init__(self, **_: Any) -> None:
-        """Takes the settings of Hydra's own sweeper, which it replaces, and leaves them alone."""
+        """Accepts the settings of Hydra's own sweeper, which it replaces, and ignores them."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config

@@ -39,7 +39,7 @@ class ImageSplit(Dataset[Batch]):
         return self.images_NCHW[index], self.labels_N[index]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A whole batch in one indexing step: far quicker than image by image."""
+        """A complete batch in one indexing step: far quicker than image by image."""
         return self.images_NCHW.take(indices), self.labels_N[torch.as_tensor(indices, dtype=torch.int64)]
 
 

@@ -32,7 +32,7 @@ from runengine import UserError, download
 SPLITS = ("train", "val", "test")
 LARGE_BYTES = 1 << 30  # images beyond are collected in a file
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # what Windows leaves beside images
+OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # what Windows leaves next to images
 MISSING = {"", "?", "na", "n/a", "nan", "none", "null"}  # compared in lower case
 
 
@@ -95,7 +95,7 @@ def images(folder: str, size: Sequence[int], grey: bool) -> RawDataset:
         except UserError:
             broken.append(file)
     if broken:
-        raise UserError(f"{broken[0]}{_others(broken)} cannot be read as an image. Mend or delete what is no image.")
+        raise UserError(f"{broken[0]}{_others(broken)} cannot be read as an image. Fix or delete what is no image.")
     return RawDataset(images_NCHW, np.array(labels), predefined_splits=predefined)
 
 
@@ -145,7 +145,7 @@ def table(file: str, label: str, ignore: Sequence[str]) -> RawDataset:
             raise UserError(f"{file} has no column {name!r}: its columns are {_listed(names)}. {hint}")
     features = [name for name in names if name not in {label, *ignore}]
     if not features:
-        raise UserError(f"{file} has no column beside {_listed([label, *ignore])}: nothing to learn from.")
+        raise UserError(f"{file} has no column other than {_listed([label, *ignore])}: nothing to learn from.")
     lines = list(rows)
     labels = [fields[names.index(label)].strip() for _, fields in lines]
     _refuse_missing(Path(file), [(number, label, text) for (number, _), text in zip(lines, labels, strict=True)])
@@ -194,7 +194,7 @@ def _find_images(root: Path) -> tuple[list[Path], list[str], dict[str, np.ndarra
     names = [folder.name for folder in _folders(root)]
     splits = list(SPLITS) if "train" in names else [""]
     if "train" in names and (strange := set(names) - set(SPLITS)):
-        raise UserError(f"{root} holds train and {_listed(sorted(strange))}: beside train only val and test may be.")
+        raise UserError(f"{root} holds train and {_listed(sorted(strange))}: next to train only val and test may be.")
     files: list[Path] = []
     labels: list[str] = []
     predefined = {}
@@ -249,7 +249,7 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
         raise UserError(f"{file} has more than one column {_listed(twice)}. Give each a name of its own.")
     for number, fields in rows[1:]:
         if len(fields) != len(names):
-            raise UserError(f"{file}, row {number}: {len(fields)} values for {len(names)} columns. Mend this row.")
+            raise UserError(f"{file}, row {number}: {len(fields)} values for {len(names)} columns. Fix this row.")
     return names, iter(rows[1:])
 
 

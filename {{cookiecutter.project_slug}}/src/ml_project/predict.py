@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=SUMMARY)
     parser.add_argument("files", nargs="+", type=Path, help="images, folders of images, or arrays as .npy or .npz")
     parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
-    parser.add_argument("--output", type=Path, help="a .csv or .parquet file; without it standard output")
+    parser.add_argument("--output", type=runengine.typed_path, help="a .csv or .parquet file, else standard output")
     arguments = parser.parse_args()
     if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")

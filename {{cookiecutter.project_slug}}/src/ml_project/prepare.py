@@ -1,7 +1,7 @@
 """Split the raw data once into train, val and test: the first stage of `dvc.yaml`.
 
     python -m ml_project.prepare                            # or `make data`, which skips it when nothing changed
-    python -m ml_project.prepare dataset=fashion_mnist       # other data, beside these: conf/dataset/
+    python -m ml_project.prepare dataset=fashion_mnist       # other data, next to these: conf/dataset/
 
 Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32), `<split>_labels.npy` (int64, N) and
 `<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the
@@ -201,7 +201,7 @@ def main(cfg: DictConfig) -> None:
     dataset: Callable[[], RawDataset] = hydra.utils.instantiate(cfg.dataset, _partial_=True, _convert_="all")
     record = prepare(
         Path(cfg.folder),
-        dataset,  # called in prepare: what it raises stays as it is
+        dataset,  # called in prepare(), which does not change what it raises
         split_seed=cfg.split_seed,
         val_fraction=cfg.val_fraction,
         test_fraction=cfg.test_fraction,

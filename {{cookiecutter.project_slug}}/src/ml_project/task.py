@@ -102,7 +102,8 @@ class ImageClassifier(pl.LightningModule):
         make = self.lr_scheduler["scheduler"]
         if "total_steps" in make.keywords:  # only the trainer knows how many steps there are
             make = partial(make, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {**self.lr_scheduler, "scheduler": make(optimizer)}}
+        scheduler: Any = {**self.lr_scheduler, "scheduler": make(optimizer)}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _step(self, batch: Batch, mean_loss: Metric, accuracy: Metric) -> tuple[Tensor, Tensor]:
         """Loss and logits; counts them."""

@@ -2,7 +2,7 @@
 
     python -m ml_project.train experiment=smoke       # one epoch: does everything work?
     python -m ml_project.train optimizer.lr=0.01      # any setting of conf/, see --cfg job
-    python -m ml_project.train run_dir=runs/digits/…  # continue a run that was stopped
+    python -m ml_project.train run_dir=runs/digits/…  # resume a run that was stopped
 
 What is typed is checked before anything starts.
 """
@@ -29,7 +29,7 @@ def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     from .predict import export
 
     data, task = build_data(cfg), build_task(cfg)
-    data.setup("fit")  # a missing or damaged file is told before anything is written
+    data.setup("fit")  # a missing or damaged file ends it here, before anything is written
     run.start_from(task, cfg.init_from)
     callbacks, loggers = runengine.build_all(cfg.callbacks), runengine.build_all(cfg.loggers)
     trainer = pl.Trainer(**run.trainer_options(task, callbacks=callbacks, loggers=loggers))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .settings.files import atomic_write as atomic_write
     from .settings.files import sha256 as sha256
     from .settings.project import choices as choices
+    from .settings.start import typed_path as typed_path
     from .tracking.export import save_model as save_model
     from .tracking.registry import load_model as load_model
     from .tracking.results import save_test_metrics as save_test_metrics
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 HOMES = {
     "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.run", "load_config": "runs.run",
     "read_data": "runs.provenance", "main": "program", "build_all": "program",
-    "compose": "settings.config", "choices": "settings.project",
+    "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
     "UserError": "settings.errors", "friendly_errors": "settings.errors",
     "atomic_file": "settings.files", "atomic_write": "settings.files", "sha256": "settings.files",
     "StoredArray": "data.arrays", "download": "data.download",

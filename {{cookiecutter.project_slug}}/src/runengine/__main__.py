@@ -6,7 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {  # module, and what it is for
-    "bench": ("machine.bench", "what this machine reaches, next to what it could"),
+    "bench": ("machine.bench", "measure this machine, and compare with what it can"),
     "card": ("model_card", "write a run's model card and data sheet"),
     "doctor": ("machine.doctor", "is this machine able to train?"),
     "engine": ("manifest", "is the engine as it was released?"),
@@ -15,16 +15,25 @@ COMMANDS = {  # module, and what it is for
     "serve": ("tracking.registry", "answer requests with the promoted model"),
     "settings": ("settings.config", "write the settings that decide a result, for dvc.yaml"),
     "store": ("tracking.mlflow_client", "make the tables of MLflow's database"),
-    "sync": ("tracking.sync", "send to MLflow what it could not take when the runs were on"),
+    "sync": ("tracking.sync", "send to MLflow what it could not accept during the runs"),
     "upgrade": ("upgrade", "replace the engine by another version"),
 }
-SUBCOMMANDS = {"promote", "serve"}  # of one module
+UNLISTED = {  # typed by the Makefile and dvc.yaml alone
+    "code": "settings.code",
+    "dvc-ready": "repository",
+    "first-commit": "repository",
+    "hooks": "repository",
+    "mlflow": "tracking.pages",
+    "offer": "repository",
+}
+MODULES = {**{name: module for name, (module, _) in COMMANDS.items()}, **UNLISTED}
+SUBCOMMANDS = {"dvc-ready", "first-commit", "hooks", "offer", "promote", "serve"}  # of one module
 OF_THE_ENGINE = {"engine", "upgrade"}  # they work where files of the engine are missing, and whichever was imported
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name not in COMMANDS:
+    if name not in MODULES:
         out = sys.stdout if name in ("-h", "--help") else sys.stderr
         if out is sys.stderr:
             print(f"error: {name} is not a command of the engine.", file=out)
@@ -35,14 +44,14 @@ def main() -> None:
         del sys.argv[1]
     try:
         if name in OF_THE_ENGINE:
-            importlib.import_module(f".{COMMANDS[name][0]}", __package__).main()
+            importlib.import_module(f".{MODULES[name]}", __package__).main()
             return
         from .settings import project
         from .settings.errors import friendly_errors
 
         with friendly_errors():
             project.check_imports()
-            importlib.import_module(f".{COMMANDS[name][0]}", __package__).main()
+            importlib.import_module(f".{MODULES[name]}", __package__).main()
     except ImportError:
         from .manifest import exit_if_incomplete
 

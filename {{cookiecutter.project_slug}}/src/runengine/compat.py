@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +36,18 @@ def in_a_resumed_epoch(trainer: pl.Trainer) -> bool:
     return bool(trainer.fit_loop.restarting)
 
 
-def set_up_data_after_resuming(trainer: pl.Trainer) -> None:
-    """Let loaders be made again once the position in the epoch is known: to be called before a checkpoint is loaded.
+def before_data_are_set_up(trainer: pl.Trainer, restore: Callable[[], None]) -> None:
+    """Call `restore` once the position in the epoch has been loaded, and build the loaders after it.
 
-    `trainer.estimated_stepping_batches`, as OneCycleLR needs it in `configure_optimizers`, makes them before. By itself
-    Lightning keeps those: the rest of the epoch would be trained on its first batches once more.
+    `trainer.estimated_stepping_batches`, as OneCycleLR needs it in `configure_optimizers`, builds them too early. By
+    default Lightning keeps those: the rest of the epoch would be trained on its first batches again.
     """
     loop: Any = trainer.fit_loop
 
     def on_load_checkpoint(state: dict[str, Any]) -> None:
         type(loop).on_load_checkpoint(loop, state)
         loop._combined_loader = None
+        restore()
 
     loop.on_load_checkpoint = on_load_checkpoint
 
@@ -54,8 +55,8 @@ def set_up_data_after_resuming(trainer: pl.Trainer) -> None:
 def stage_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """What has been logged for callbacks in the present stage, training or validation, and in no earlier one.
 
-    Of all loaders of a validation, not of the last one alone; and what is logged in single steps of a training, as
-    `self.log` does by default there, with the value of the last step.
+    A validation's metrics are those of all its loaders, not only of the last one. A metric that a training logs in each
+    step, as `self.log` does by default there, has the value of the last step.
     """
     results: Any = trainer._results
     metrics: dict[str, float] = {}
@@ -81,8 +82,8 @@ def logged_sums(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
 def add_logged_sums(trainer: pl.Trainer, sums: dict[str, dict[str, Any]]) -> None:
     """Add sums of an earlier process to those of this one, and drop from `sums` what has been added.
 
-    Lightning makes a sum when its name is logged first: to be called after a batch. Then the additions are in the order
-    of a training that was never interrupted, so the mean has the same bits.
+    Call it after a batch: Lightning creates a sum when its name is logged for the first time. The additions then have
+    the order of a training that was never interrupted, so the mean has the same bits.
     """
     results: Any = trainer.fit_loop.epoch_loop._results
     for key in [key for key in sums if key in results]:
@@ -107,7 +108,7 @@ def grid(typed: Sequence[str]) -> list[list[str]]:
 
 
 def open_trial(study: optuna.Study, number: int) -> tuple[optuna.trial.Trial, optuna.trial.FrozenTrial]:
-    """A trial of the study to report to, and what is known of it."""
+    """A trial of the study to report to, and its record in the storage."""
     import optuna
 
     known = study.get_trials(deepcopy=False)[number]
@@ -118,14 +119,14 @@ def open_trial(study: optuna.Study, number: int) -> tuple[optuna.trial.Trial, op
 def children_run(module: str, *arguments: str) -> Iterator[None]:
     """Lightning starts the other processes of a run as `python -m <module> <arguments>`.
 
-    By itself it repeats the command of this process: a whole sweep, or a notebook.
+    By default it repeats the command of this process, which can be a complete sweep or a notebook.
     """
     from pytorch_lightning.strategies.launchers import subprocess_script as launcher
 
     command = [sys.executable, "-m", module, *arguments]
-    ours = {"_basic_subprocess_cmd": lambda: command, "_hydra_subprocess_cmd": lambda local_rank: (command, None)}
-    before = {name: getattr(launcher, name) for name in ours}
-    vars(launcher).update(ours)
+    replaced = {"_basic_subprocess_cmd": lambda: command, "_hydra_subprocess_cmd": lambda local_rank: (command, None)}
+    before = {name: getattr(launcher, name) for name in replaced}
+    vars(launcher).update(replaced)
     try:
         yield
     finally:
@@ -135,7 +136,7 @@ def children_run(module: str, *arguments: str) -> Iterator[None]:
 def ask_for_jobs_by(command: Sequence[str], *, at_most_every_s: int) -> None:
     """Let submitit ask for its jobs by this command, which prints the numbers of those that are not over.
 
-    By itself it asks sacct, which many clusters lack, and then waits for a cancelled job for ever.
+    By default it asks sacct. Many clusters lack it, and submitit then never notices that a job was cancelled.
     """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 

@@ -3,7 +3,7 @@
     python -m runengine engine                     # engine 0.1.0, unchanged
     python -m runengine engine --write-manifest    # for the maintainers of the template, after each change
 
-Python's own library is all that is imported: this has to work in an engine of which other files are missing.
+Only Python's standard library is imported: this module must work in an engine whose other files are missing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Edits(NamedTuple):
 
 
 def here() -> Path:
-    """The engine of the project in which this was typed, whichever one was imported; else the imported one."""
+    """The engine of the project in which the command was typed; outside a project the engine that was imported."""
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "src" / NAME).is_dir():
             return folder / "src" / NAME
@@ -56,7 +56,7 @@ def version(folder: Path = FOLDER) -> str:
 
 
 def write(folder: Path) -> None:
-    """`MANIFEST` for the files as they are now."""
+    """Write `MANIFEST` for the present files."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in _files(folder)]
     (folder / "MANIFEST").write_bytes("".join(lines).encode())  # bytes: with LF line ends on Windows, too
 
@@ -71,7 +71,7 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def compare(folder: Path = FOLDER) -> Edits:
-    """What differs from `MANIFEST`. Without one, nothing is known of any file: all count as added."""
+    """What differs from `MANIFEST`. Without it all files count as added, because nothing is known about them."""
     then, now = read(folder), _files(folder)
     if not then:
         return Edits([], ["MANIFEST"], now)
@@ -84,7 +84,7 @@ def compare(folder: Path = FOLDER) -> Edits:
 
 @functools.cache
 def state() -> str:
-    """Of the imported engine, for records: `0.1.0`, or `0.1.0, edited`."""
+    """The state of the imported engine, as runs record it: `0.1.0`, or `0.1.0, edited`."""
     return f"{version()}, edited" if compare() else version()
 
 
@@ -92,31 +92,31 @@ def describe(folder: Path = FOLDER) -> str:
     """`engine 0.1.0, unchanged`, or the names of the files that were edited."""
     edits = compare(folder)
     if edits.missing == ["MANIFEST"]:
-        return f"engine {version(folder)}, of which MANIFEST is missing or damaged: what was edited is not known"
+        return f"engine {version(folder)}, but MANIFEST is missing or damaged, so edits cannot be found"
     return f"engine {version(folder)}, " + (f"edited: {edits}" if edits else "unchanged")
 
 
 def incomplete() -> str | None:
-    """The sentence for an engine of which files are missing; None if all are there."""
+    """The message for an engine with missing files; None if all are there."""
     files = [(FOLDER / name).resolve() for name in read(FOLDER)]
     absent = [os.path.relpath(file) for file in files if not file.is_file()]
     if not absent:
         return None
     more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
     return (
-        f"the engine lacks {', '.join(absent[:3])}{more}. Bring back what is missing (git restore, git checkout), or "
+        f"the engine lacks {', '.join(absent[:3])}{more}. Restore the missing files (git restore, git checkout), or "
         f"replace the engine: {HOW_TO_UPGRADE}"
     )
 
 
 def exit_if_incomplete() -> None:
-    """To be called when an import has failed."""
+    """Call this when an import has failed."""
     if sentence := incomplete():
         sys.exit(f"error: {sentence}")
 
 
 def _files(folder: Path) -> list[str]:
-    """All but MANIFEST, caches, and what an editor or system hides."""
+    """All files except MANIFEST, caches, and the hidden files of editors and systems."""
     parts = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     names = [part.as_posix() for part in parts if not any(name.startswith((".", "__pycache__")) for name in part.parts)]
     plugin = [PLUGIN] if (folder / PLUGIN).is_file() else []

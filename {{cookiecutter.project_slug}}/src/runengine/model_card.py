@@ -37,12 +37,12 @@ QUESTIONS = {  # after Mitchell et al. 2019 and Gebru et al. 2021, in short
 }
 MOST_ROWS = 50  # of a table, and of a list: a page is read by people
 NO_METRICS = ("epoch", "step")  # of metrics.json
-FLOAT = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?")  # 0.5 and 1.2e-7; 12 is a number of something, 1.2.3 a name
+FLOAT = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?")  # 0.5 and 1.2e-7; 12 is a count, 1.2.3 a version
 PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy")  # the others are in environment.json
 
 
 def write_cards(run: Run) -> list[Path]:
-    """Both pages, with the answers that stood in them before."""
+    """Write both pages; answers that a person has written into them are kept."""
     parts = {MODEL_CARD: model_card(run), DATA_SHEET: data_sheet(run)}
     for name, text in parts.items():
         file = run.folder / name
@@ -53,7 +53,7 @@ def write_cards(run: Run) -> list[Path]:
 
 
 def answer(page: str, question: str) -> str:
-    """What stands below this heading."""
+    """The text below this heading."""
     found = re.search(rf"^## {re.escape(question)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return (found[1].strip() if found else "") or NOT_STATED
 
@@ -117,7 +117,7 @@ def small_table(file: Path) -> str:
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
         try:
             columns, *rows = list(itertools.islice(csv.reader(opened), MOST_ROWS + 2)) or [[]]
-        except csv.Error:  # something else by this name
+        except csv.Error:  # it is not a table
             return ""
     return table(columns, rows) if len(rows) <= MOST_ROWS else ""
 
@@ -177,7 +177,7 @@ def table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Of a table: one line, numbers with four digits behind the point, of a long list the beginning."""
+    """A cell of a table: one line, numbers with four digits after the point, long lists cut short."""
     if isinstance(value, list):
         more = f", and {len(value) - MOST_ROWS} more" if len(value) > MOST_ROWS else ""
         return ", ".join(map(cell, value[:MOST_ROWS])) + more

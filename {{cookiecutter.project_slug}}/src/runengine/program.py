@@ -1,4 +1,4 @@
-"""`@runengine.main("train")` makes a function a program: its settings, runs and sweeps, its mistakes in one sentence.
+"""`@runengine.main("train")` makes a function a program, with settings, runs and sweeps, and errors in one sentence.
 
     @runengine.main("train")                                    # conf/train.yaml next to this module
     def train(cfg: DictConfig, run: runengine.TrainingRun) -> None: ...
@@ -11,10 +11,12 @@ A function with one parameter gets its settings and nothing else: no run, no swe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,7 +27,7 @@ from .launch import slurm
 from .runs.resolve import resolve_run
 from .runs.run import Run, load_config
 from .settings import process, project
-from .settings.config import answer_help, check
+from .settings.config import answer_help, check, in_root
 from .settings.console import quiet_lightning
 from .settings.errors import friendly_errors
 from .sweeps.sweep import one_run
@@ -47,7 +49,7 @@ class Program:
     """Called without arguments it does what `python -m <package>.<module>` does.
 
     Args:
-        config_name: of its settings.
+        config_name: the name of its settings, as in conf/<config_name>.yaml.
         function: takes the settings and, if it trains, the run.
     """
 
@@ -69,6 +71,7 @@ class Program:
         answer_help(self.about, self.home.script)
         with friendly_errors():
             project.check_imports()
+            project.check_plugin()
 
         @functools.wraps(self.function)
         def task(cfg: DictConfig) -> None:
@@ -77,7 +80,7 @@ class Program:
         run_hydra = hydra.main(
             version_base="1.3", config_path=f"pkg://{self.home.package}.conf", config_name=self.home.script
         )
-        with friendly_errors():  # once more, for what Hydra finds before it calls the task
+        with friendly_errors():  # for the errors that Hydra finds before it calls the task
             run_hydra(task)()
 
     def start(self, cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
@@ -88,10 +91,15 @@ class Program:
             overrides: what was typed on the command line.
 
         Raises:
-            UserError: data, checkpoint or settings do not fit; the sentence says what to do.
+            UserError: data, checkpoint or settings do not fit; the message says what to do.
             SystemExit: 75 if the run was stopped by a signal, 130 if at once by a second Ctrl-C.
         """
         project.use(self.home)
+        here, root = Path.cwd(), project.at_hand()
+        if root and root != here:  # a notebook's folder stays its own
+            with contextlib.chdir(root):
+                run = self.start(in_root(cfg), overrides)
+            return Run(root / run.folder)
         distributed.check(cfg.trainer.devices, cfg.trainer.num_nodes)
         run, cfg, finished = distributed.decide(lambda: _resolve(cfg, overrides))
         if finished:
@@ -104,7 +112,7 @@ class Program:
 
         quiet_lightning()
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        self.function(cfg, TrainingRun(run.folder, run.anew, cfg=cfg, access=access))
+        self.function(cfg, TrainingRun(run.folder, run.starts_over, cfg=cfg, access=access))
         return run
 
     def _task(self, cfg: DictConfig) -> None:
@@ -125,7 +133,7 @@ class Program:
 def _resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, bool]:
     """The run, its configuration, and whether nothing is left to do."""
     run, cfg = resolve_run(cfg, overrides)
-    if run.anew or not run.finished():
+    if run.starts_over or not run.finished():
         return run, cfg, False
     return run, cfg, load_config(run).trainer.max_epochs >= cfg.trainer.max_epochs
 

@@ -4,10 +4,10 @@
 
     .rerun/<name of the run>/
         code/        the commit, in a Git worktree, with what was not committed then
-        packages/    those whose version was another then; they come before the installed ones
+        packages/    those that had another version; they are imported before the installed ones
         run/         what was trained
 
-Exit status 0: equal; 1: not.
+Exit status: 0 equal, 1 not equal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rerun(run: Run) -> Run:
     """Train it again; returns the new run.
 
     Raises:
-        UserError: it cannot be repeated; the sentence says what is missing.
+        UserError: it cannot be repeated; the message says what is missing.
     """
     starts = [json.loads(line) for line in run.starts.read_text(encoding="utf-8").splitlines()]
     place = (PLACE / run.folder.name).absolute()
@@ -46,14 +46,14 @@ def rerun(run: Run) -> Run:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "packages"), str(code / "src")])}
     _bring_packages(run, place, code)
     _bring_data(run, code, environment)
-    if Path("runs").is_dir():  # init_from may name one
+    if Path("runs").is_dir():  # init_from may name a run
         (code / "runs").symlink_to(Path("runs").absolute(), target_is_directory=True)
     new = Run(place / "run")
     new.folder.mkdir()
-    shutil.copy(run.config, new.config)  # a folder that has one is trained with it
+    shutil.copy(run.config, new.config)  # a run folder that has settings is trained with them
     command = [sys.executable, "-m", run.module(), f"run_dir={new.folder}", "tracking=off"]
     if subprocess.call(command, cwd=code, env=environment) != 0:
-        raise UserError(f"{run.folder} could not be trained again; what happened is above and in {new.log}.")
+        raise UserError(f"{run.folder} could not be trained again; the error is above and in {new.log}.")
     return new
 
 
@@ -88,7 +88,7 @@ def _check_out(run: Run, commits: set[str | None], place: Path) -> Path:
         named = ", ".join(sorted(str(commit)[:10] for commit in commits))
         raise UserError(f"{run.folder} was trained by several commits ({named}): none of them repeats it alone.")
     if run.pruned.exists():
-        raise UserError(f"{run.folder} was ended early by a search, which looked at its other trials, too.")
+        raise UserError(f"{run.folder} was ended early by a search that compared trials: alone it cannot be repeated.")
     (commit,) = commits
     worktree = place / "code"
     _git("worktree", "remove", "--force", str(worktree), check=False)
@@ -110,7 +110,7 @@ def _bring_packages(run: Run, place: Path, code: Path) -> None:
     """Install, into a folder of their own, the packages that had another version."""
     then = json.loads(run.environment.read_text(encoding="utf-8"))
     if then["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
-        raise UserError(f"{run.folder} was trained by Python {then['python']}, here is {platform.python_version()}.")
+        raise UserError(f"{run.folder} was trained with Python {then['python']}, this is {platform.python_version()}.")
     missing = other_versions(then["packages"], provenance.environment()["packages"], code / "pyproject.toml")
     if not missing:
         print(f"packages  the {len(then['packages'])} that were recorded")
@@ -124,11 +124,11 @@ def _bring_packages(run: Run, place: Path, code: Path) -> None:
         index = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ml-template"]
         options += ["--extra-index-url", index["torch_index"]]
     if subprocess.call([*pip, *options, *missing]) != 0:
-        raise UserError(f"pip cannot install what {run.folder} was trained with; its words are above.")
+        raise UserError(f"pip cannot install what {run.folder} was trained with; its message is above.")
 
 
 def other_versions(then: Mapping[str, str], now: Mapping[str, str], pyproject: Path) -> list[str]:
-    """What was installed then and is not, or in another version, now: `name==version` each."""
+    """What was installed then and now is missing or has another version, as `name==version`."""
     itself = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["name"]
     plain = {_plain(name): version for name, version in now.items()}
     left_out = NOT_COMPARED | {_plain(itself)}
@@ -140,7 +140,7 @@ def other_versions(then: Mapping[str, str], now: Mapping[str, str], pyproject: P
 
 
 def _bring_data(run: Run, code: Path, environment: Mapping[str, str]) -> None:
-    """Into the worktree: the data that are here, if they are those; else from DVC's cache or remote, or made anew."""
+    """Into the worktree: the data of this folder, if unchanged; else from DVC's cache or remote, or prepared again."""
     file = run.data
     if not file.exists():
         raise UserError(f"{run.folder} has no data.json: which data it was trained on is not known.")
@@ -149,7 +149,7 @@ def _bring_data(run: Run, code: Path, environment: Mapping[str, str]) -> None:
     if provenance.same_data(here, record):
         there.parent.mkdir(parents=True, exist_ok=True)
         there.symlink_to(here.absolute(), target_is_directory=True)
-        print(f"data      {here}, as it is here", flush=True)
+        print(f"data      {here}, unchanged", flush=True)
         return
     own = Path(".dvc/config.local")
     if own.exists():
@@ -168,13 +168,13 @@ def _bring_data(run: Run, code: Path, environment: Mapping[str, str]) -> None:
             print(f"data      {record['folder']}, from {name}", flush=True)
             return
     raise UserError(
-        f"the data of {run.folder} are not those in {here}, and are neither in DVC's cache nor in its remote, nor does "
-        "prepare make them. Bring them back, for example with: make pull"
+        f"the data of {run.folder} are not those in {here}. DVC's cache and remote do not have them, and prepare makes "
+        "others. Restore them, for example with: make pull"
     )
 
 
 def _plain(name: str) -> str:
-    """As package names are compared."""
+    """A package's name in the form in which names are compared."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -184,7 +184,7 @@ def _git(*arguments: str, cwd: Path | None = None, check: bool = True) -> subpro
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m runengine rerun", description="Train a recorded run again as it was, and compare the results."
+        prog="python -m runengine rerun", description="Train a recorded run again, and compare the results."
     )
     parser.add_argument("run", nargs="?", help="a run's folder, or the id of its MLflow run; without it the newest")
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative; GPUs seldom give the same bits twice")

@@ -1,4 +1,4 @@
-"""What a project's own tests ask of its trainings.
+"""What a project's own tests can assert of its trainings.
 
     from my_project.train import train
     from runengine.testing import assert_resumes_exactly
@@ -25,21 +25,21 @@ from .program import Program
 from .runs.run import Run
 from .settings import project
 from .settings.config import compose, typed_key
-from .settings.errors import CONTINUE_ME
+from .settings.errors import RESUME_ME
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-# a training of seconds; what is typed for a test comes before these
+# settings for a training of seconds; the overrides of a test replace them
 SHORT = {"trainer": "cpu", "tracking": "off", "trainer.max_epochs": "2", "trainer.limit_train_batches": "4"}
-UNEQUAL = "the resumed training does not equal the straight one"
+UNEQUAL = "the resumed training does not equal the uninterrupted one"
 
 
 def assert_resumes_exactly(program: Program, overrides: Sequence[str] = ()) -> None:
-    """Train straight through; train again, stop in the middle of an epoch by SIGTERM, resume; compare bit for bit.
+    """Train without a stop; train again, stop in the middle of an epoch by SIGTERM, resume; compare bit for bit.
 
     All of it happens in this process and in a temporary folder, on the CPU, without tracking, for two epochs of four
-    batches; `overrides` may say otherwise. On a GPU it needs `trainer.deterministic=true`.
+    batches, unless `overrides` set something else. On a GPU it needs `trainer.deterministic=true`.
 
     Args:
         program: what `@runengine.main` made of the training function.
@@ -82,10 +82,10 @@ def _stop(program: Program, overrides: Sequence[str]) -> None:
         try:
             _train(program, overrides)
         except SystemExit as end:
-            if end.code == CONTINUE_ME:
+            if end.code == RESUME_ME:
                 return
-            raise AssertionError(f"the stopped training has the exit status {end.code}, not {CONTINUE_ME}.") from end
-    why = "it ended before the signal was seen" if stopped else "its epochs have less than two batches"
+            raise AssertionError(f"the stopped training has the exit status {end.code}, not {RESUME_ME}.") from end
+    why = "it ended before the signal was seen" if stopped else "its epochs have fewer than two batches"
     raise AssertionError(f"the training cannot be stopped in the middle of an epoch: {why}. Try smaller batches.")
 
 
@@ -108,14 +108,14 @@ def _compare(straight: Run, resumed: Run) -> None:
     (names, *rows), (other_names, *others) = (_read_history(run) for run in (straight, resumed))
     if (names, len(rows)) != (other_names, len(others)):
         raise AssertionError(
-            f"{UNEQUAL}: it has {len(others)} epochs of {other_names}, straight {len(rows)} of {names}."
+            f"{UNEQUAL}: it has {len(others)} epochs of {other_names}, the other {len(rows)} of {names}."
         )
     for epoch, (row, other) in enumerate(zip(rows, others, strict=True), start=1):
         for name, value, got in zip(names, row, other, strict=True):
             if value != got:
                 raise AssertionError(
-                    f"{UNEQUAL}: {name} of epoch {epoch} is {got}, straight it is {value}. Let a metric over an epoch "
-                    "be a torchmetrics Metric that is an attribute of the task, or log it by self.log(on_epoch=True)."
+                    f"{UNEQUAL}: {name} of epoch {epoch} is {got}, not {value}. Make a metric over an epoch a "
+                    "torchmetrics Metric that is an attribute of the task, or log it by self.log(on_epoch=True)."
                 )
 
 
@@ -126,7 +126,7 @@ def _read_history(run: Run) -> list[list[str]]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without Slurm, which a test must not ask for anything; with the handlers of logging that were here before."""
+    """Hide Slurm, which a test must not ask for anything, and put logging's handlers back afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

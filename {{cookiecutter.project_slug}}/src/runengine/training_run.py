@@ -1,4 +1,4 @@
-"""A run while it is trained: what the owner's script is given.
+"""A run while it is trained, as the owner's script gets it.
 
     run.start_from(task, cfg.init_from)                       # nothing is on the disk yet
     trainer = pl.Trainer(**run.trainer_options(task))
@@ -28,7 +28,7 @@ from .runs.open_run import open_run
 from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
-from .settings.errors import CONTINUE_ME, INTERRUPTED, UserError, explain
+from .settings.errors import INTERRUPTED, RESUME_ME, UserError, explain
 from .settings.files import atomic_file, atomic_write
 from .tracking.mlflow_client import Access
 from .training import distributed
@@ -46,13 +46,13 @@ class TrainingRun(Run):
     """One start of a run.
 
     Args:
-        folder, anew: as of `Run`.
-        cfg: its settings; those it was started with, if it is resumed.
+        folder, starts_over: see `Run`.
+        cfg: its settings; of a resumed run those it was started with.
         access: asks the MLflow server whether it lets this user in.
     """
 
-    def __init__(self, folder: Path, anew: str = "", *, cfg: DictConfig, access: Access) -> None:
-        super().__init__(folder, anew)
+    def __init__(self, folder: Path, starts_over: str = "", *, cfg: DictConfig, access: Access) -> None:
+        super().__init__(folder, starts_over)
         from .training.history import History
         from .training.signals import Signals
 
@@ -72,7 +72,7 @@ class TrainingRun(Run):
             return None
         saved = 0  # in which call of `fit` the last checkpoint was written
         while (ended := self.end_of(saved)).exists():
-            if _is_copy(last, ended):  # and nothing has been written since
+            if _is_copy(last, ended):  # nothing was written after that call had ended
                 break
             saved += 1
         phase = max(self.rows.phase, 0)
@@ -80,7 +80,7 @@ class TrainingRun(Run):
 
     @property
     def is_main(self) -> bool:
-        """Does this process write: the first of those that train together?"""
+        """Is this the first of the processes that train together? It is the only one that writes."""
         return process.rank() == 0
 
     @property
@@ -92,7 +92,7 @@ class TrainingRun(Run):
         """Load the weights this start begins with: of the checkpoint it resumes from, else of `init_from`, if given.
 
         Raises:
-            UserError: the file is damaged, or of another model; then it names the layers.
+            UserError: the file is damaged, or belongs to another model; the message names the layers.
         """
         from .runs.weights import load_weights
 
@@ -109,16 +109,16 @@ class TrainingRun(Run):
         loggers: Sequence[Any] = (),
         more: bool = False,
     ) -> dict[str, Any]:
-        """What `pl.Trainer` is to be called with, from the settings `trainer`, `checkpoint` and `patience`.
+        """The arguments for `pl.Trainer`, from the settings `trainer`, `checkpoint` and `patience`.
 
         Args:
-            task: is laid out in memory as the device likes it.
-            callbacks: more of them.
-            loggers: more of them, next to MLflow and TensorBoard.
+            task: gets the memory layout that suits the device.
+            callbacks: in addition to the engine's own.
+            loggers: in addition to MLflow and TensorBoard.
             more: whether another call of `fit`, with a trainer of its own, follows in this run: freeze, then fine-tune.
 
         Raises:
-            UserError: this machine has not so many devices of this kind, or the trainer has no such setting.
+            UserError: this machine has fewer devices of this kind, or the trainer has no such setting.
         """
         from .training.checkpoints import BestCheckpoint, LastCheckpoint
         from .training.options import trainer_options
@@ -132,7 +132,7 @@ class TrainingRun(Run):
 
             options["callbacks"].insert(0, Report(self.folder))
         own = {type(each): each for each in options["callbacks"] if type(each) in (BestCheckpoint, LastCheckpoint)}
-        self.kept = own | self.kept  # what is best stays best
+        self.kept = own | self.kept  # the best checkpoint so far is kept from one call of `fit` to the next
         options["callbacks"] = [self.kept.get(type(each), each) for each in options["callbacks"]]
         self.choices[:] = choices
         return {**options, "logger": list(loggers) or False}
@@ -153,7 +153,7 @@ class TrainingRun(Run):
             if self.is_main:
                 self._open_tracker()
             if self.resume_from:
-                log.info("continuing from %s", self.resume_from)
+                log.info("resuming from %s", self.resume_from)
         except BaseException:
             self.stack.__exit__(*sys.exc_info())
             raise
@@ -165,10 +165,10 @@ class TrainingRun(Run):
         from .training.signals import Stopped
 
         mistake = error if self.rows.ended and isinstance(error, Exception) and not isinstance(error, Stopped) else None
-        if mistake:  # in a figure, a table, an export: nothing that comes after a training may fail it
+        if mistake:  # an error in a figure, a table or an export must not fail a training that is finished
             kind, error, trace = None, None, None
             log.warning(
-                "after the training, which is finished all the same: %s. What is missing is made by: %s",
+                "the training is finished, but an error came after it: %s. Make what is missing with: %s",
                 explain(mistake) or f"{type(mistake).__name__}: {first_line(mistake)}",
                 self.test_command(),
                 exc_info=mistake,
@@ -199,10 +199,10 @@ class TrainingRun(Run):
         )
 
     def _finish(self) -> None:
-        """The folder says that it is finished; MLflow gets the rest, as long as it answers."""
+        """Mark the folder as finished, and send MLflow the rest while it answers."""
         if not self.tracker:
             return
-        self.rows.track_rows()  # where nothing was left to train
+        self.rows.track_rows()  # needed where no epoch was left to train
         if best := self.rows.best():
             stage = (self.rows.metric or "").partition("/")[0]
             names = [name for name in best if name.partition("/")[0] == stage and name not in ("epoch", "step")]
@@ -210,19 +210,19 @@ class TrainingRun(Run):
             log.info("best epoch %d: %s", best["epoch"] + 1, shown)
             self.rows.track_best()
         self._write_metrics()
-        self.tracker.close("FINISHED", give_up=self.signals.came)
-        self._write_metrics()  # MLflow's id may have come meanwhile
+        self.tracker.close("FINISHED", give_up=self.signals.received)
+        self._write_metrics()  # by now MLflow may have given the run its id
 
     def _write_metrics(self) -> None:
         atomic_write(self.metrics, json.dumps({**self.rows.best(), **self.mlflow_id()}, indent=2) + "\n")
 
     def _end(self, error: BaseException) -> None:
-        """The folder and MLflow say how a run that is not finished has ended."""
+        """Record in the folder and in MLflow how an unfinished run has ended."""
         from .training.signals import Stopped
 
         killed = isinstance(error, Stopped | SystemExit | KeyboardInterrupt)
         if isinstance(error, SystemExit):
-            log.info("stopped at once. Go on with: %s", self.resume_command())
+            log.info("stopped at once. Resume with: %s", self.resume_command())
         if self.is_main and isinstance(error, Exception) and not killed:
             sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
             atomic_write(self.error, sentence + "\n")
@@ -230,19 +230,19 @@ class TrainingRun(Run):
             self.tracker.close("KILLED" if killed else "FAILED")
 
     def _leave(self, signum: int) -> None:
-        """End so that whoever started this run starts it again."""
+        """Exit with the status that asks whoever started this run to start it again."""
         if not self.is_main:
             sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
         if slurm.requeue_on(signum):
-            log.info("stopped: Slurm's job %s goes back into the queue, and continues here", process.job_id())
+            log.info("stopped: Slurm job %s goes back into the queue, and will resume this run", process.job_id())
             slurm.requeue()
         else:
-            log.info("stopped. Go on with: %s", self.resume_command())
-        sys.exit(CONTINUE_ME)
+            log.info("stopped. Resume with: %s", self.resume_command())
+        sys.exit(RESUME_ME)
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """Keep what is in the file when the file is replaced."""
+    """Keep the content of a file that will be replaced."""
     with atomic_file(copy) as new:
         try:
             os.link(file, new)
@@ -260,5 +260,5 @@ def _checkpoint(name: str) -> Path:
     file = Path(name)
     file = Run(file).best if file.is_dir() else file
     if not file.is_file():
-        raise UserError(f"init_from={name} is no checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
+        raise UserError(f"init_from={name} is not a checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
     return file

@@ -2,10 +2,11 @@
 
     python -m runengine upgrade <from>      # make upgrade FROM=<from>, which then runs the tests
 
-<from>: the folder of a project, of the template or of an engine, the address of a Git repository, or a wheel.
+<from>: the folder of a project, of the template or of an engine, the address of a Git repository (with @<tag> one
+of its versions), or a wheel.
 Files of the present engine that were edited are kept in engine-edited-<version>/.
 
-Nothing but Python's own library and manifest.py is imported: this repairs an engine of which other files are missing.
+Only Python's standard library and manifest.py are imported: this repairs an engine whose other files are missing.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ from . import manifest
 from .manifest import NAME, PLUGIN
 
 ADDRESS = re.compile(r"\w[\w+.-]*://\S+|[\w.-]+@[\w.-]+:\S+")  # https://..., ssh://..., file://..., git@host:path
+HOST = re.compile(r"\w[\w+.-]*://[^/]*/|[\w.-]+@[\w.-]+:")  # what may hold another @ than that of a tag
 
 
 class Refused(Exception):
-    """The sentence for the user."""
+    """Its text is the message for the user."""
 
 
 def upgrade(source: str, target: Path) -> None:
     """Put the engine that `source` holds into the place of `target`, and print what changes.
 
     Args:
-        source: a folder, the address of a Git repository, or a wheel.
+        source: a folder, the address of a Git repository (`<address>` or `<address>@<tag>`), or a wheel.
         target: the project's `src/runengine`.
 
     Raises:
-        Refused: `source` has no engine, or one that is not as it was released. Nothing was changed then.
+        Refused: `source` has no engine, or one whose files are not those of a release. Nothing was changed.
     """
     if target.parent.name != "src":
         raise Refused(
@@ -68,7 +70,7 @@ def changes(changelog: Path, before: str, after: str) -> list[str]:
 
 
 def keep_edited(engine: Path) -> None:
-    """Copy the files that are not as they were released into the project's folder, and name them."""
+    """Copy the edited and added files into the project's folder, and name them."""
     edits = manifest.compare(engine)
     if edits:
         print(manifest.describe(engine))
@@ -85,7 +87,7 @@ def keep_edited(engine: Path) -> None:
         copy = folder / name.removeprefix("../")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(engine / name, copy)
-    print(f"What was edited is kept in {folder.name}/. Edit the new files in the same way where you still need it.")
+    print(f"Your edited files are kept in {folder.name}/. Edit the new files in the same way where you still need it.")
 
 
 @contextmanager
@@ -94,39 +96,66 @@ def _opened(source: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "source")
         if not source:
-            raise Refused(f"which engine? {_WANTED}.")
+            raise Refused(f"no engine was named: {_WANTED}.")
         if Path(source).is_file():
             try:
                 with zipfile.ZipFile(source) as wheel:
                     wheel.extractall(folder)
             except zipfile.BadZipFile:
-                raise Refused(f"{source} is no wheel: it cannot be unpacked. Download it again.") from None
+                raise Refused(f"{source} is not a wheel: it cannot be unpacked. Download it again.") from None
         elif Path(source).is_dir() and not (Path(source) / "objects").is_dir():  # a bare repository of Git
             folder = Path(source).resolve()
-        elif Path(source).is_dir() or ADDRESS.fullmatch(source):
+        elif Path(source).is_dir():
             _clone(source, folder)
+        elif (address := _address_and_tag(source)) and (ADDRESS.fullmatch(address[0]) or Path(address[0]).is_dir()):
+            _clone(address[0], folder, address[1])
         else:
-            raise Refused(f"{source} is not there: {_WANTED}.")
+            raise Refused(f"{source} does not exist: {_WANTED}.")
         yield folder
 
 
-_WANTED = "FROM= wants the folder of a project or of the template, the address of a Git repository, or a wheel"
+_WANTED = "FROM= must be the folder of a project or of the template, the address of a Git repository, or a wheel"
 
 
-def _clone(address: str, folder: Path) -> None:
+def _address_and_tag(source: str) -> tuple[str, str]:
+    """The address of a repository, and the tag after its last @, as pip has it: `git+https://host/name.git@v0.2.0`."""
+    source = source.removeprefix("git+")
+    host = found[0] if (found := HOST.match(source)) else ""
+    path, _, tag = source.removeprefix(host).rpartition("@")
+    return (host + path, tag) if path else (source, "")
+
+
+def _clone(address: str, folder: Path, tag: str = "") -> None:
+    """Its newest version, or the one that has this tag, or is the last of the branch of this name."""
     try:
-        done = subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--", address, folder])
+        if tag:
+            _refuse_unknown(address, tag)
+        version = [f"--branch={tag}"] if tag else []
+        quiet = ["-c", "advice.detachedHead=false"]
+        done = subprocess.run(["git", *quiet, "clone", "--quiet", "--depth", "1", *version, "--", address, folder])
     except FileNotFoundError:
-        raise Refused("git is not here. Install it, or give a folder or a wheel.") from None
+        raise Refused("git is not installed. Install it, or give a folder or a wheel.") from None
     if done.returncode != 0:
-        raise Refused(f"git cannot clone {address}; what it says is above.")
+        raise Refused(f"git cannot clone {address}; its message is above.")
+
+
+def _refuse_unknown(address: str, tag: str) -> None:
+    asked = ["git", "ls-remote", "--quiet", "--heads", "--tags", "--refs", "--", address]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise Refused(f"git cannot read {address}; its message is above.")
+    names = [line.split("\trefs/")[1].partition("/") for line in done.stdout.splitlines()]
+    if tag not in [name for _, _, name in names]:
+        newest = sorted((name for kind, _, name in names if kind == "tags"), key=_numbers, reverse=True)[:5]
+        has = f"Its newest tags: {', '.join(newest)}." if newest else f"It has no tags: leave @{tag} out."
+        raise Refused(f"{address} has no tag {tag}. {has}")
 
 
 def _find(source: str, folder: Path) -> Path:
-    """The engine in there.
+    """The engine in this folder.
 
     Raises:
-        Refused: there is none that is as it was released.
+        Refused: there is none, or its files are not those of a release.
     """
     in_template = sorted(folder.glob("[{][{]cookiecutter.*/src/" + NAME))
     places = [folder, folder / NAME, folder / "src" / NAME, *in_template]  # an engine, a wheel, a project, a template
@@ -161,7 +190,7 @@ def _built(new: Path, src: Path) -> Iterator[Path]:
 
 
 def _swap(built: Path, target: Path) -> None:
-    """After a kill at any point, what was there and what is new are complete, under one name or another."""
+    """After a kill at any point, the old engine and the new one are complete, under one name or another."""
     old = target.with_name(f".{NAME}.old")
     shutil.rmtree(old, ignore_errors=True)
     target.rename(old)

@@ -2,7 +2,7 @@
 #
 #     make setup        # or: sh scripts/setup_env.sh setup .conda/bin/python .conda/.ready
 #
-# Safe to call again at any time: an environment that was not finished, or made for another folder, is made anew.
+# Safe to call again at any time: an environment that was not finished, or made for another folder, is made again from the start.
 set -eu
 TASK=$1 PYTHON=$2 READY=$3
 ENVIRONMENT=$PWD/.conda
@@ -29,7 +29,7 @@ fingerprint() { # of all that says what the environment holds, and where it is
 find_conda() {
     if [ -n "${CONDA-}" ]; then
         "$CONDA" --version >/dev/null 2>&1 ||
-            fail "CONDA must name a mamba, micromamba or conda that runs, got $CONDA. Mend it, or leave CONDA= away"
+            fail "CONDA must name a mamba, micromamba or conda that runs, got $CONDA. Fix it, or leave CONDA= away"
     else
         for program in mamba micromamba "${MAMBA_EXE-}" conda "${CONDA_EXE-}"; do
             if "$program" --version >/dev/null 2>&1; then
@@ -75,7 +75,7 @@ lock_fits() {
     if ! grep "/$platform/" conda-lock.txt >/dev/null; then
         echo "conda-lock.txt is not for this platform ($platform) and is left aside."
     elif ! grep -x "# environment.yml $(cksum <environment.yml)" conda-lock.txt >/dev/null; then
-        echo "conda-lock.txt was written for another environment.yml and is left aside; 'make lock' writes it anew."
+        echo "conda-lock.txt was written for another environment.yml and is not used; 'make lock' writes it again."
     else
         return 0
     fi
@@ -120,7 +120,7 @@ setup() {
         mkdir -p .conda/etc
         cp -R etc/conda .conda/etc/
     fi
-    "$PYTHON" -m runengine doctor --quick || [ $? -eq 2 ] || { # 2: something could not be told
+    "$PYTHON" -m runengine doctor --quick || [ $? -eq 2 ] || { # 2: something is unknown
         rm -f "$READY"
         exit 1
     }

@@ -37,9 +37,9 @@ def main() -> None:
         install_torch(config, next(name for name in pyproject["project"]["dependencies"] if re.match(r"torch\W", name)))
         step("Installing the project and its dependencies")
         if pip("install", "--editable", f".[{EXTRAS}]" if EXTRAS else ".") != 0:
-            fail("pip could not install the project (its message stands above). Mend that, then run `make setup` again")
+            fail("pip could not install the project (its message stands above). Fix that, then run `make setup` again")
     if subprocess.run([str(PYTHON), "-m", "runengine", "doctor", "--quick"]).returncode not in (0, 2):
-        sys.exit(1)  # it has said why; 2 means that something could not be told
+        sys.exit(1)  # it has said why; 2 means that something is unknown
     READY.write_text(wanted, encoding="utf-8")
 
 
@@ -72,10 +72,12 @@ def install_torch(config: dict[str, str], any_build: str) -> None:
     if pip("install", requirement, quiet_errors=True) == 0:
         return
     if b"no-index=" in subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], stdout=subprocess.PIPE).stdout:
-        step(f"pip is told to use no index, taking the cluster's own build of {any_build}")
+        step(f"pip is configured to use no index: taking the cluster's own build of {any_build}")
         if pip("install", any_build) == 0:
             return
-        fail(f"pip is told to use no index, and its wheelhouse has no {any_build}. Ask for it, or unset PIP_NO_INDEX")
+        fail(
+            f"pip is configured to use no index, and its wheelhouse has no {any_build}. Ask for it, or unset PIP_NO_INDEX"
+        )
     index = config["torch_index"]
     step(f"pip's own indexes do not have it, trying {index}")
     if pip("install", requirement, "--index-url", index) != 0:

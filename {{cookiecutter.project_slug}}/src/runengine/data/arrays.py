@@ -53,4 +53,4 @@ class StoredArray:
                 begin = self.start_bytes + index * self.row_bytes
                 page = begin - begin % mmap.PAGESIZE
                 self.ahead.madvise(mmap.MADV_WILLNEED, page, begin + self.row_bytes - page)
-        return self.rows[torch.as_tensor(indices, dtype=torch.int64)]  # also of none
+        return self.rows[torch.as_tensor(indices, dtype=torch.int64)]  # an empty list gives an empty tensor

@@ -15,7 +15,7 @@ from ..settings.errors import UserError
 from ..settings.files import sha256
 
 CHUNK_BYTES = 1 << 16
-TIMEOUT_S = 30  # of silence
+TIMEOUT_S = 30  # how long the server may send nothing
 WAITS_S = (1, 2, 4)  # before each further try
 
 
@@ -52,7 +52,7 @@ def _fetch(url: str, part: Path) -> None:
             reason, passing = str(getattr(error, "reason", error)), True
         if wait_s is None or not passing:
             raise UserError(
-                f"{url} cannot be downloaded: {reason}. Try again, which goes on from here; "
+                f"{url} cannot be downloaded: {reason}. Try again: the download resumes from here; "
                 f"or bring the file from elsewhere and put it into {part.parent}."
             )
         print(f"{url}: {reason}. Trying again in {wait_s} s.", file=sys.stderr)
@@ -65,12 +65,12 @@ def _append(url: str, part: Path) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and offset:  # nothing is left to send: the checksum tells whether this is the file
+        if error.code == 416 and offset:  # nothing is left to send: the checksum decides whether this is the file
             return
         raise
     with answer:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            offset = 0  # this server sends the whole file
+            offset = 0  # this server sends the complete file
         length = answer.headers.get("Content-Length")
         total = offset + int(length) if length else None
         with (
@@ -90,5 +90,5 @@ def _check(file: Path, checksum: str, otherwise: str) -> None:
         file.unlink()
         raise UserError(
             f"{file} {otherwise}: its SHA-256 is {found[:12]}..., wanted {checksum[:12]}.... "
-            "It was deleted; start again to download it anew."
+            "It was deleted; start again to download it once more."
         )

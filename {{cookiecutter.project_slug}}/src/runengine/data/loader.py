@@ -7,6 +7,7 @@ def train_dataloader(self):
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -24,10 +25,10 @@ from ..compat import progress
 from ..settings.cpu_limits import allowed_cores
 from ..settings.errors import UserError
 
-# a socket's path has 107 letters at most, of which Python adds 32; beyond that loaders wait for ever
+# a socket's path has 107 letters at most, of which Python adds 32; beyond that loader processes hang
 LONGEST_TMPDIR = 75
 MOST_WORKERS = 8  # more rarely help one device, and each takes a quarter of a gigabyte
-LONGEST_WAIT_S = 600  # for a batch: a loader process whose shared memory is full would be waited for for ever
+LONGEST_WAIT_S = 600  # for a batch: a loader process whose shared memory is full never delivers one
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def loader(
     num_workers: int = 0,
     collate_fn: Callable[[Any], Any] | None = None,
 ) -> DataLoader[Any]:
-    """A loader that gives each example to one device, and that a resumed run continues where it was.
+    """A loader that gives each example to one device, and that resumes in the middle of an epoch.
 
     Args:
         dataset: has a length.
@@ -76,7 +77,7 @@ def loader(
     else:
         sampler = Share(dataset, rank, world)
     if num_workers:
-        atexit.register(_end_loaders)  # now, not on import: to run before multiprocessing waits for them
+        _end_loaders_at_exit()
     return DataLoader(
         dataset,
         batch_size=batch_size // world,
@@ -140,6 +141,12 @@ def is_resumable(loaders: Any) -> bool:
     return hasattr(loaders, "state_dict") or isinstance(getattr(loaders, "sampler", None), ResumableOrder)
 
 
+@functools.cache  # once, however many loaders there are
+def _end_loaders_at_exit() -> None:
+    """Not on import: what is registered last runs first, and multiprocessing would wait for loaders that are stuck."""
+    atexit.register(_end_loaders)
+
+
 def _end_loaders() -> None:
     """Those that are stuck, and deaf to SIGTERM, would keep the program from ending."""
     for process in multiprocessing.active_children():
@@ -148,7 +155,7 @@ def _end_loaders() -> None:
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C and Slurm tell every process; loaders that end at once would take the last checkpoint with them."""
+    """Ctrl-C and Slurm signal every process; a loader that ends at once would prevent the last checkpoint."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)

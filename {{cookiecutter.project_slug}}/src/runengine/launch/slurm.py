@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from omegaconf import DictConfig, open_dict
 from ..compat import ask_for_jobs_by
 from ..runs import provenance
 from ..settings import project
-from ..settings.errors import CONTINUE_ME, UserError
+from ..settings.errors import RESUME_ME, UserError
 from ..settings.process import job_id
 
 POLL_S = 5  # once a sweep's first job has failed; often enough for a person, seldom enough for a controller
@@ -35,7 +37,7 @@ def requeue_on(signum: int) -> bool:
     """Should this job, which got the signal and has saved its state, go back into the queue?
 
     SIGUSR1 and SIGUSR2 say that the time limit or a preemption is near (`sbatch --signal`). SIGTERM says preemption
-    or scancel, which only Slurm can tell apart. A preempted job that ends by itself is not requeued by Slurm.
+    or scancel, which only Slurm can distinguish. A preempted job that ends by itself is not requeued by Slurm.
     """
     wanted = signum in (signal.SIGUSR1, signal.SIGUSR2)
     if job_id() is None or not (wanted or signum == signal.SIGTERM):
@@ -64,7 +66,7 @@ def requeue_while_starting() -> None:
     def come_back(signum: int, frame: object) -> None:
         if os.environ.get("SLURM_PROCID", "0") == "0" and requeue_on(signum):
             requeue()
-        sys.exit(CONTINUE_ME)
+        sys.exit(RESUME_ME)
 
     if job_id() is not None:
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -85,8 +87,6 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
     # of each start of the sweep its own: jobs of an earlier one may still wait
     code = sweep_folder.absolute() / "code" / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
     provenance.copy_code(code)
-    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-        del os.environ[name]  # typed inside a job: its memory and CPUs are not those of the jobs to come
     with open_dict(launcher):
         launcher.name = re.sub(r"[^\w.-]", "_", f"{project.current().package}-{sweep_folder.name}")
         launcher.submitit_folder = str(sweep_folder.absolute() / "slurm")
@@ -94,6 +94,17 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
         if config.trainer.accelerator == "cpu" or not launcher.gpus_per_node:
             launcher.gpus_per_node = None  # not --gpus-per-node=0, which a cluster without GPUs refuses
     ask_for_jobs_by(_list_jobs(launcher.name), at_most_every_s=WATCH_S)
+
+
+@contextmanager
+def outside_of_a_job() -> Iterator[None]:
+    """Hide the memory and the CPUs of the job in which a sweep was typed: its jobs ask for their own."""
+    names = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def wait(job_name: str) -> None:

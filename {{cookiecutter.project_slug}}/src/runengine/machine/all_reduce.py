@@ -15,11 +15,11 @@ import torch
 
 from .timing import LEAST_BLOCKS, Reading, WrongResult, clock, summary, wait_for
 
-TIME_LIMIT_S = 60.0  # of an all-reduce: NCCL can wait for ever
+TIME_LIMIT_S = 60.0  # for one all-reduce: NCCL can hang
 
 
 def bus_share(num_devices: int) -> float:
-    """Of the bytes of an all-reduce, what crosses each link: 2 (n - 1) / n (nccl-tests, doc/PERFORMANCE.md)."""
+    """The share of an all-reduce's bytes that crosses each link: 2 (n - 1) / n (nccl-tests, doc/PERFORMANCE.md)."""
     return 2 * (num_devices - 1) / num_devices
 
 
@@ -27,7 +27,7 @@ def all_reduce(num_processes: int, kind: str, num_bytes: int, budget_s: float) -
     """The sum over processes, one for each GPU (NCCL) or on CPUs (gloo), in GB/s of each link (see `bus_share`).
 
     Raises:
-        TimeoutError: the processes hang, and were ended.
+        TimeoutError: the processes hung, and were killed.
         RuntimeError: one of them failed.
     """
     import torch.multiprocessing as mp
@@ -74,7 +74,7 @@ def _reduce(rank: int, world: int, kind: str, num_bytes: int, budget_s: float, f
 
     first_s = statistics.median(once_s() for _ in range(LEAST_BLOCKS))  # warm-up
     count = torch.tensor([int(budget_s / first_s)], device=device)
-    dist.broadcast(count, 0)  # all ranks must call alike
+    dist.broadcast(count, 0)  # all ranks must make the same number of calls
     timing = summary([once_s() for _ in range(min(max(int(count), LEAST_BLOCKS), 200))])
     if not bool((target == world * (world + 1) / 2).all()):
         raise WrongResult("the all-reduce gives a wrong sum")

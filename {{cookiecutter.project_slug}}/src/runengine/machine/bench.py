@@ -1,4 +1,4 @@
-"""What this machine reaches, next to what its chips can and what they reached before.
+"""Measure what this machine reaches, and compare it with the limits of its chips and with earlier results.
 
     python -m runengine bench                           # 20 s on two idle CPU cores
     python -m runengine bench --json today.json         # the figures as a file
@@ -25,6 +25,7 @@ from ..settings.config import compose
 from ..settings.console import first_line
 from ..settings.errors import UserError
 from ..settings.files import atomic_write
+from ..settings.start import typed_path
 from .bench_files import COMMAND, HISTORY, compare, keep_best, plain, read_best, result
 from .bench_table import table
 from .conditions import conditions, load_average, machine_of
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .plan import Measurement
     from .timing import Reading
 
-BUDGET_S = 0.5  # of each measurement, after a warm-up of 0.15 s
+BUDGET_S = 0.5  # for each measurement, after a warm-up of 0.15 s
 EXPERIMENT = "bench"
 
 
@@ -77,7 +78,7 @@ def bench(budget_s: float = BUDGET_S, overrides: tuple[str, ...] = ()) -> tuple[
 
 
 def attempt(wanted: Measurement) -> Row:
-    """The row of a measurement; what goes wrong stands in it, and the others are still measured."""
+    """Measure one row. An error is noted in the row, and the other rows are still measured."""
     from .timing import WrongResult
 
     row = Row(wanted.device, wanted.kind, wanted.what, wanted.dtype, wanted.unit)
@@ -87,7 +88,7 @@ def attempt(wanted: Measurement) -> Row:
         return replace(row, note=str(error))
     except WrongResult as error:
         return replace(row, verdict="broken", note=str(error))
-    except Exception as error:  # of any kind: libraries, compilers, drivers
+    except Exception as error:  # libraries, compilers and drivers raise errors of any kind
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("out of memory", "allocate memory")):
             return replace(row, note="out of memory")
         return replace(row, verdict="failed", note=first_line(error)[:200])
@@ -99,17 +100,17 @@ def attempt(wanted: Measurement) -> Row:
 
 
 def track(rows: list[Row], now: dict[str, Any]) -> str:
-    """Record the result as a run of the experiment `bench` in MLflow; returns what to say.
+    """Record the result as a run of the experiment `bench` in MLflow; returns the message for the user.
 
     Raises:
-        UserError: MLflow does not take it.
+        UserError: tracking is off, or MLflow did not accept the run.
     """
     from ..tracking import mlflow_client
 
     script = project.current().script
     uri: str | None = compose(script).tracking.mlflow_uri
     if uri is None:
-        raise UserError(f"conf/{script}.yaml says tracking: off, so MLflow did not get this. Say tracking: mlflow.")
+        raise UserError(f"conf/{script}.yaml has tracking: off, so nothing was sent to MLflow. Set tracking: mlflow.")
     try:
         client = mlflow_client.mlflow_client(uri)
         from mlflow.entities import Metric, Param
@@ -131,7 +132,7 @@ def track(rows: list[Row], now: dict[str, Any]) -> str:
         client.set_terminated(run_id)
     except Exception as error:
         raise UserError(mlflow_client.trouble(uri, error)) from error
-    return f"MLflow has it: experiment {EXPERIMENT}, run {run_id}"
+    return f"recorded in MLflow: experiment {EXPERIMENT}, run {run_id}"
 
 
 def _metric(row: Row) -> str:
@@ -141,17 +142,17 @@ def _metric(row: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="What this machine reaches.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures into this file as well")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Measure what this machine reaches.")
+    parser.add_argument("--json", type=typed_path, metavar="FILE", help="write the figures into this file as well")
     parser.add_argument("--mlflow", action="store_true", help=f"record them in MLflow, experiment {EXPERIMENT}")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such files; measures nothing")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
     arguments = parser.parse_args()
     if arguments.compare:
         print(compare(*arguments.compare))
         return
     if arguments.json and not arguments.json.parent.is_dir():
-        raise UserError(f"--json: the folder {arguments.json.parent} does not exist. Make it, or name another.")
-    load_average_1min = load_average()  # before the bench makes its own
+        raise UserError(f"--json: the folder {arguments.json.parent} does not exist. Create it, or name another.")
+    load_average_1min = load_average()  # read before the bench itself loads the machine
     warnings: list[str] = []
     try:
         best: dict[str, Any] | None = read_best(HISTORY)

@@ -14,36 +14,36 @@ from .bench_table import figure
 from .verdicts import NOISY, UNITS, Machine, Row, chip_of
 
 COMMAND = f"python -m {project.ENGINE} bench"
-HISTORY = Path("bench.json")  # goes into Git: what this chip reached, for all who have one
-RESULT, BEST = "ml-bench result 1", "ml-bench best 1"  # what our files say they are
+HISTORY = Path("bench.json")  # goes into Git, so that everybody with this chip sees what it reached
+RESULT, BEST = "ml-bench result 1", "ml-bench best 1"  # the `format` of these files, by which they are recognised
 
 
 def read_best(file: Path) -> dict[str, Any]:
     """The best figures of each chip with each torch.
 
     Raises:
-        UserError: the file is damaged, or something else.
+        UserError: the file is damaged, or is not one of the bench.
     """
     if not file.exists():
         return {}
     try:
         text = json.loads(file.read_text(encoding="utf-8"))
         best: dict[str, Any] = text["best"]
-        ours = text["format"] == BEST and all(
+        valid = text["format"] == BEST and all(
             isinstance(entry, dict) for rows in [best, *best.values()] for entry in rows.values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        ours = False
-    if not ours:
+        valid = False
+    if not valid:
         raise UserError(
             f"{file} is damaged: it does not hold the best figures of a bench, and is not changed. "
-            "Take it from Git again, or delete it to start over."
+            f"Restore it from Git (git checkout -- {file}), or delete it to start over."
         )
     return best
 
 
 def keep_best(file: Path, best: dict[str, Any], rows: list[Row], machines: list[Machine], now: dict[str, Any]) -> int:
-    """Write the rows that are the best of their chip so far; returns how many. Wrong or noisy ones never are."""
+    """Write the rows that are the best of their chip so far; returns how many. Broken and noisy rows never count."""
     kept = json.loads(json.dumps(best))
     num_better = 0
     for row in rows:
@@ -65,10 +65,10 @@ def result(rows: list[Row], now: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """What `--json` has written.
+    """Read a file that `--json` has written.
 
     Raises:
-        UserError: the file is missing, or something else.
+        UserError: the file is missing, or is not one of the bench.
     """
     again = f"Make one with: {COMMAND} --json {file}"
     if not file.is_file():
@@ -76,12 +76,12 @@ def read_result(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
         rows, now = read["rows"], read["conditions"]
-        ours = read["format"] == RESULT and {"chips", "torch", "at"} <= now.keys()
-        ours = ours and all({"device", "what", "dtype"} <= row.keys() for row in rows)
+        valid = read["format"] == RESULT and {"chips", "torch", "at"} <= now.keys()
+        valid = valid and all({"device", "what", "dtype"} <= row.keys() for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{file} is no result of this bench. {again}")
+        valid = False
+    if not valid:
+        raise UserError(f"{file} is not a result of this bench. {again}")
     return dict(read)
 
 
@@ -92,7 +92,7 @@ def compare(file_a: Path, file_b: Path) -> str:
     for name in ("chips", "torch"):
         was, now = (plain(each["conditions"][name]) for each in (a, b))
         if was != now:
-            lines.append(f"warning: {name} is {was} in A, another in B: {now}")
+            lines.append(f"warning: {name} is {was} in A, but {now} in B")
     lines += ["", f"{'what':<52} {'dtype':<5} {'A':>9} {'B':>9} {'B/A':>6}"]
     of_a = {(row["device"], row["what"], row["dtype"]): row for row in a["rows"]}
     for row in b["rows"]:

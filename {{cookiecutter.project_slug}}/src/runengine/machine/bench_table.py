@@ -7,7 +7,7 @@ from typing import Any
 
 from .verdicts import UNITS, Machine, Row
 
-COLUMNS = 100  # of the terminal
+COLUMNS = 100  # the least width of a terminal that shows the table
 NOT_ON_A_CPU = "compiled steps (compiling takes longer than all of this), tf32, fp16 and fp8 (no units for them)"
 
 
@@ -24,13 +24,13 @@ def figure(value: float | None) -> str:
 
 
 def table(rows: list[Row], machines: list[Machine], now: dict[str, Any]) -> str:
-    """For a terminal of 100 columns."""
+    """The table, at most COLUMNS wide."""
     on_battery = ", on battery" if now["on_battery"] else ""
     busy = (now["load_average_1min"] or 0) > now["cpus"] / 2
     said = (
         f"{now['at']}: torch {now['torch']}, driver {now['driver'] or 'none'}, Python {now['python']}, {now['cpus']} "
         f"CPUs, {now['threads']} threads, load average {now['load_average_1min']} before the start{on_battery}"
-        f"{': others are at work here, and figures come out too low' if busy else ''}"
+        f"{': other programs are running, so these figures are too low' if busy else ''}"
     )
     lines = textwrap.wrap(said, COLUMNS)
     sections = [(machine.device, _about(machine)) for machine in machines]
@@ -53,7 +53,7 @@ def _about(machine: Machine) -> str:
     if machine.chip:
         note = f" ({machine.chip.note})" if machine.chip.note else ""
         return f"{machine.name}; limits: {machine.chip.source}{note}"
-    why = "no table of CPUs is published" if machine.device == "cpu" else "it is not in gpu_specs.py"
+    why = "no limits of CPUs are published" if machine.device == "cpu" else "it is not in gpu_specs.py"
     return f"{machine.name}; {why}, so its own matrix product and copy, as measured here, are the limits"
 
 

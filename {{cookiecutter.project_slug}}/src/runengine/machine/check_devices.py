@@ -6,35 +6,35 @@ import math
 import os
 import re
 
-from .checks import REBUILD, NotRead, Result, size, skipped, value, version, well, wrong
+from .checks import REBUILD, NotRead, Result, fail, ok, size, skip, value, version
 from .collect_env import Machine
 from .collect_torch import SIGNIFICAND_BITS, TERMS
 from .readings import Reading
 
-LEAST_GPU_FREE = 0.1  # of its memory
-# of NVML's reasons; idle, power cap (any busy GPU's), chosen clocks and a display are no faults
+LEAST_GPU_FREE = 0.1  # share of the GPU's memory
+# NVML's reasons for low clocks that are faults; idle, the power cap of a busy GPU, chosen clocks and a display are not
 SLOWED = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power supply's brake"}
 
 
 def build(machine: Machine) -> Result:
     asked, gpus, reading = machine.asked["cuda"], machine.smi.gpus, machine.torch.get("build", Reading())
     if reading.error:
-        return wrong(f"PyTorch cannot be loaded: {reading.error}", "nothing can be trained", REBUILD)
+        return fail(f"PyTorch cannot be loaded: {reading.error}", "nothing can be trained", REBUILD)
     torch = value(machine.torch, "build")
     found = "cu" + torch["cuda"].replace(".", "") if torch["cuda"] else "cpu"
-    if found == "cpu" and gpus and not (machine.quick and asked == "cpu"):  # chosen so: no reason to refuse the setup
-        return wrong(
+    if found == "cpu" and gpus and not (machine.quick and asked == "cpu"):  # a setup allows it
+        return fail(
             f"CPU wheel on a GPU machine: PyTorch {torch['version']}, but {gpus[0][0]} is here",
             "training uses the CPU only",
             "make switch CUDA=auto" if asked == "cpu" else REBUILD,
         )
     if not same_build(found, asked, conda=machine.python.made_by == "conda"):
-        return wrong(
+        return fail(
             f"PyTorch {torch['version']} is the build {found}, but pyproject.toml asks for {asked}",
             "it may not run on the GPUs that the project is for",
             REBUILD,
         )
-    return well(f"PyTorch {torch['version']}, build {found}, as asked for")
+    return ok(f"PyTorch {torch['version']}, build {found}, as asked for")
 
 
 def same_build(found: str, asked: str, *, conda: bool) -> bool:
@@ -45,18 +45,18 @@ def same_build(found: str, asked: str, *, conda: bool) -> bool:
 def driver(machine: Machine) -> Result:
     smi, least = machine.smi, machine.asked["driver"]
     if machine.asked["cuda"] == "cpu":
-        return skipped("a CPU build needs none")
+        return skip("a CPU build needs no driver")
     if not smi.gpus and re.search("driver|NVML", smi.reason):
-        return wrong(
+        return fail(
             smi.reason, "no GPU can be used", "# Restart the machine; if that does not help, install the driver"
         )
     if not smi.gpus:
-        return skipped(f"no GPU: {smi.reason}. Fine on a login node: this build finds one where the project runs")
+        return skip(f"no GPU: {smi.reason}. Fine on a login node: this build finds one where the project runs")
     if version(smi.driver) >= version(least):
-        return well(f"driver {smi.driver}; this build needs {least}")
+        return ok(f"driver {smi.driver}; this build needs {least}")
     if machine.torch.get("gpus", Reading({})).value.get("gpus"):
-        return well(f"driver {smi.driver} is older than {least}, but PyTorch can use it (CUDA's compat libraries)")
-    return wrong(
+        return ok(f"driver {smi.driver} is older than {least}, but PyTorch can use it (CUDA's compat libraries)")
+    return fail(
         f"driver too old for this build: have {smi.driver}, need {least}",
         "PyTorch finds no GPU",
         f"# Update NVIDIA's driver to {least} or newer, or take a build for the one you have:\nmake switch CUDA=auto",
@@ -65,11 +65,11 @@ def driver(machine: Machine) -> Result:
 
 def gpus(machine: Machine) -> Result:
     if machine.asked["cuda"] == "cpu" or not machine.smi.gpus:
-        return skipped("this build uses none" if machine.asked["cuda"] == "cpu" else "there is none")
+        return skip("a CPU build uses no GPU" if machine.asked["cuda"] == "cpu" else "there is no GPU")
     seen = value(machine.torch, "gpus")
     for name, capability in seen["gpus"] or machine.smi.gpus:
         if capability and not has_code(capability, seen["archs"], machine.asked["capability"]):
-            return wrong(
+            return fail(
                 f"wheel has no code for this GPU: {name}, compute capability {capability}; "
                 f"it has {' '.join(seen['archs']) or machine.asked['capability']}",
                 "every computation there fails",
@@ -77,13 +77,13 @@ def gpus(machine: Machine) -> Result:
             )
     if not seen["gpus"]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return wrong(
+        return fail(
             f"PyTorch can use none of the {len(machine.smi.gpus)} GPUs"
             + (f": {seen['reason']}" if seen["reason"] else ""),
             "training uses the CPU only",
             "# See `driver`" if hidden is None else f"unset CUDA_VISIBLE_DEVICES  # it is {hidden!r}",
         )
-    return well("; ".join(f"{name}, compute capability {capability}" for name, capability in seen["gpus"]))
+    return ok("; ".join(f"{name}, compute capability {capability}" for name, capability in seen["gpus"]))
 
 
 def has_code(capability: str, archs: list[str], limits: str) -> bool:
@@ -117,31 +117,31 @@ def compare(machine: Machine, kinds: set[str]) -> Result:
         if kind not in kinds:
             continue
         if "no kernel image" in said:
-            return wrong(f"wheel has no code for this GPU ({device})", "nothing runs there", "make switch CUDA=auto")
+            return fail(f"wheel has no code for this GPU ({device})", "nothing runs there", "make switch CUDA=auto")
         if said and fault:
-            return wrong(
+            return fail(
                 f"{name} fails: {said}", "training would fail, too", "# See `driver`, `libraries`; then:\n" + REBUILD
             )
         if said:
             unknown.append(f"{name}: {said}")
-        elif not error <= tolerance(device, kind):  # NaN is no small error
-            return wrong(
+        elif not error <= tolerance(device, kind):  # not `error > ...`, which is false for NaN
+            return fail(
                 f"{name} is wrong: relative error {error:.0e}, at most {tolerance(device, kind):.0e} is rounding",
-                "what is trained there is not to be trusted",
-                "# Update the driver; if it stays, the hardware is broken",
+                "what is computed there cannot be trusted",
+                "# Update the driver; if that does not help, the hardware is broken",
             )
         else:
             good.append(f"{name} {error:.0e}")
     if unknown or not good:
         value(machine.torch, "build")
         raise NotRead("; ".join(unknown) or list(machine.torch.values())[-1].error or "nothing was computed")
-    return well(f"relative errors: {', '.join(good)}")
+    return ok(f"relative errors: {', '.join(good)}")
 
 
 def tolerance(device: str, kind: str) -> float:
-    """Twice sqrt(TERMS) u, which rounding at random makes of a sum of TERMS (Higham and Mary 2019).
+    """Twice sqrt(TERMS) u, the error of a sum of TERMS terms under random rounding (Higham and Mary 2019).
 
-    cuDNN computes in TF32; other convolutions may take Winograd's way, which costs about three bits.
+    cuDNN computes in TF32; other convolutions may use Winograd's algorithm, which costs about three bits.
     """
     bits = SIGNIFICAND_BITS.get(kind) or (SIGNIFICAND_BITS["tf32"] if device.startswith("cuda") else 21)
     return 2 * math.sqrt(TERMS) * 2.0**-bits
@@ -151,44 +151,44 @@ def compiling(machine: Machine) -> Result:
     reading = machine.compile.get("compile", Reading())
     why = "only compile=true needs it"
     if "CppCompiler" in reading.error or "C++ compiler" in reading.error or "InvalidCxx" in reading.error:
-        return wrong(
+        return fail(
             "torch.compile finds no C++ compiler", why, "# For example on Debian and Ubuntu:\nsudo apt install g++"
         )
     if reading.fault or "Error" in reading.error:
-        return wrong(f"torch.compile fails: {reading.error}", why, "# Leave compile=false")
-    return well(f"torch.compile compiled a function in {value({'compile': reading}, 'compile'):.0f} s")
+        return fail(f"torch.compile fails: {reading.error}", why, "# Leave compile=false")
+    return ok(f"torch.compile compiled a function in {value({'compile': reading}, 'compile'):.0f} s")
 
 
 def together(machine: Machine) -> Result:
     seen = value(machine.torch, "gpus")
     num = len(seen["gpus"])
     if num < 2:
-        return skipped("there are no two GPUs")
+        return skip("there are fewer than two GPUs")
     reading = machine.collective.get("collective", Reading())
     if reading.error or reading.value != num * (num + 1) / 2:
-        return wrong(
+        return fail(
             f"NCCL over {num} GPUs: {reading.error or f'the sum is {reading.value}, not {num * (num + 1) / 2}'}",
             "trainer=ddp and trainer=fsdp need it",
-            "# Try NCCL_P2P_DISABLE=1; NCCL_DEBUG=INFO tells more",
+            "# Try NCCL_P2P_DISABLE=1; NCCL_DEBUG=INFO shows more",
         )
-    peers = f", no direct way between {seen['no_peer']}: through the CPU's memory, slower" if seen["no_peer"] else ""
-    return well(f"NCCL adds over {num} GPUs{peers}")
+    peers = f", without a direct path between {seen['no_peer']}, which is slower" if seen["no_peer"] else ""
+    return ok(f"NCCL adds over {num} GPUs{peers}")
 
 
 def pinned(machine: Machine) -> Result:
     names = [name for name in machine.torch if name.endswith(" pinned")]
     if not names:
-        return skipped("there is no GPU")
+        return skip("there is no GPU")
     bad = [name for name in names if machine.torch[name].error or not machine.torch[name].value]
     if bad:
-        said = machine.torch[bad[0]].error or "the numbers came out differently"
-        return wrong(f"{bad[0]}: {said}", "data cannot be copied while the GPU computes", "ulimit -l unlimited")
-    return well("pinned memory reaches each GPU")
+        said = machine.torch[bad[0]].error or "the copy differs from the original"
+        return fail(f"{bad[0]}: {said}", "data cannot be copied while the GPU computes", "ulimit -l unlimited")
+    return ok("pinned memory reaches each GPU")
 
 
 def gpu_memory(machine: Machine) -> Result:
     if not machine.smi.gpus:
-        return skipped("there is no GPU")
+        return skip("there is no GPU")
     said = []
     for index, reading in machine.nvml.items():
         gpu = value({index: reading}, index)
@@ -198,45 +198,43 @@ def gpu_memory(machine: Machine) -> Result:
         )
         if gpu["free"] < LEAST_GPU_FREE * gpu["total"]:
             pids = " ".join(str(pid) for _, pid, _ in gpu["holders"])
-            return wrong(
+            return fail(
                 said[-1],
                 "a training would end with: out of memory",
-                "# Take another GPU with CUDA_VISIBLE_DEVICES, or end what holds it, if it is yours:"
+                "# Choose another GPU with CUDA_VISIBLE_DEVICES, or end the processes on this one, if they are yours:"
                 + (f"\nkill {pids}" if pids else ""),
             )
-    return well("; ".join(said))
+    return ok("; ".join(said))
 
 
 def gpu_clocks(machine: Machine) -> Result:
     if not machine.smi.gpus:
-        return skipped("there is no GPU")
+        return skip("there is no GPU")
     for index, reading in machine.nvml.items():
         reasons = value({index: reading}, index)["reasons"]
         if reasons is None:
-            return skipped(f"GPU {index} does not tell")
+            return skip(f"GPU {index} does not report why its clocks are low")
         if slowed := [name for bit, name in SLOWED.items() if reasons & bit]:
-            return wrong(
+            return fail(
                 f"GPU {index} is slowed down: {', '.join(slowed)}",
                 "training takes longer than it should",
-                "# Look at its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER",
+                "# Check its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER",
             )
-    return well("not slowed down")
+    return ok("not slowed down")
 
 
 def tensorflow(machine: Machine) -> Result:
     readings = machine.tensorflow
     if not readings:
-        return skipped("not installed")
+        return skip("not installed")
     found = value(readings, "build")
     if machine.smi.gpus and not found["num_gpus"]:
         built = "its build has CUDA, but it finds no GPU" if found["cuda"] else "a build without CUDA"
-        return wrong(
+        return fail(
             f"TensorFlow {found['version']}: {built}", "it uses the CPU only", "pip install 'tensorflow[and-cuda]'"
         )
     for device, reading in readings.items():
         if reading.error or not reading.value:
             said = reading.error or "multiplies wrongly"
-            return wrong(f"TensorFlow {found['version']} on {device}: {said}", "it cannot be used there", REBUILD)
-    return well(
-        f"TensorFlow {found['version']} multiplies on {', '.join(name for name in readings if name != 'build')}"
-    )
+            return fail(f"TensorFlow {found['version']} on {device}: {said}", "it cannot be used there", REBUILD)
+    return ok(f"TensorFlow {found['version']} multiplies on {', '.join(name for name in readings if name != 'build')}")

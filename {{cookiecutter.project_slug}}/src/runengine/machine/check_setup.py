@@ -9,12 +9,12 @@ from pathlib import Path
 
 from .. import manifest
 from ..settings import project
-from .checks import REBUILD, Result, skipped, value, version, well, wrong
+from .checks import REBUILD, Result, fail, ok, skip, value, version
 from .collect_env import Machine, ask
 from .readings import Reading
 
 LOCKS = {"poetry": "poetry.lock", "uv": "uv.lock"}
-# what PyTorch brings itself; not libcuda, the driver's, of which a newer one may be wanted there
+# The CUDA libraries that PyTorch brings. libcuda is left out: it is the driver's, and may be there on purpose.
 CUDA_LIBRARIES = re.compile(
     r"lib(cudart|cublas|cublasLt|cudnn\w*|nccl|cufft|curand|cusolver|cusparse\w*|cupti|nvrtc|nvJitLink)\.so"
 )
@@ -22,38 +22,38 @@ LAUNCHERS = ("hydra_joblib_launcher", "hydra_submitit_launcher")
 
 
 def python(machine: Machine) -> Result:
-    """Where setup finds no Python of the version chosen, it takes another that will do: uv and conda always find it."""
+    """Setup takes another supported Python where it does not find the chosen one; uv and conda always find it."""
     found, asked = machine.python.version, machine.asked["python"]
     limits = machine.pyproject["project"]["requires-python"]
     least, end = (version(limit) for limit in limits.split(","))
     exact = machine.asked["env_manager"] in ("uv", "conda")
     if not least <= version(found) < end or (exact and version(found)[:2] != version(asked)):
         wanted = asked if exact else limits
-        return wrong(f"Python {found}, wanted {wanted}", "packages were chosen for that", REBUILD)
-    return well(f"Python {found}" + ("" if version(found)[:2] == version(asked) else f", in place of {asked}"))
+        return fail(f"Python {found}, wanted {wanted}", "the packages were chosen for that version", REBUILD)
+    return ok(f"Python {found}" + ("" if version(found)[:2] == version(asked) else f", in place of {asked}"))
 
 
 def environment(machine: Machine) -> Result:
     manager, found = machine.asked["env_manager"], machine.python
     place = machine.root / (".conda" if manager == "conda" else ".venv")
-    maker = {"poetry": "virtualenv"}.get(manager, manager)  # Poetry lets virtualenv do it
+    maker = {"poetry": "virtualenv"}.get(manager, manager)  # Poetry makes environments with virtualenv
     why = "PyTorch and the other packages may be of other versions than this project was tried with"
     if found.prefix.resolve() != place.resolve():
         fix = ". scripts/activate.sh" if place.is_dir() else "make setup"
-        return wrong(f"Python runs in {found.prefix}, not in this project's {place.name}", why, fix)
+        return fail(f"Python runs in {found.prefix}, not in this project's {place.name}", why, fix)
     if found.made_by != maker:
-        return wrong(f"{place.name} was made by {found.made_by}, but the project asks for {manager}", why, REBUILD)
+        return fail(f"{place.name} was made by {found.made_by}, but the project asks for {manager}", why, REBUILD)
     lock = LOCKS.get(manager)
     if lock and not (machine.root / lock).is_file():
-        return wrong(f"{lock} is missing", "another machine, or the next setup, would get other versions", "make setup")
-    return well(f"{place.name}, made by {manager}" + (f" from {lock}" if lock else ""))
+        return fail(f"{lock} is missing", "another machine, or the next setup, would get other versions", "make setup")
+    return ok(f"{place.name}, made by {manager}" + (f" from {lock}" if lock else ""))
 
 
 def packages(machine: Machine) -> Result:
     foreign = machine.python.foreign
     if not foreign:
-        return well("none from outside the environment")
-    return wrong(
+        return ok("none from outside the environment")
+    return fail(
         f"packages are also taken from {', '.join(foreign)}",
         "they may hide those of the environment, and pip then does not install what it finds there",
         "unset PYTHONPATH" if foreign[0].startswith("PYTHONPATH") else
@@ -67,112 +67,112 @@ def engine(machine: Machine) -> Result:
     found, missing = manifest.describe(folder).removeprefix("engine "), manifest.compare(folder).missing
     if missing:
         files = " ".join(shlex.quote(os.path.relpath(folder / name)) for name in missing)
-        return wrong(
+        return fail(
             found,
-            "what needs a missing file fails, and without MANIFEST nobody knows what was edited",
-            f"# Take what is missing from Git, or another copy of the engine ({manifest.HOW_TO_UPGRADE}):\n"
+            "commands that need a missing file fail, and without MANIFEST edits cannot be found",
+            f"# Restore the missing files from Git, or replace the engine ({manifest.HOW_TO_UPGRADE}):\n"
             f"git checkout HEAD -- {files}",
         )
-    return well(found)
+    return ok(found)
 
 
 def libraries(machine: Machine) -> Result:
     if machine.asked["cuda"] == "cpu":
-        return skipped("a CPU build loads no CUDA")
+        return skip("a CPU build loads no CUDA")
     folders = [Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
     for folder in folders:
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             if CUDA_LIBRARIES.match(file.name):
-                return wrong(
+                return fail(
                     f"LD_LIBRARY_PATH has a CUDA of its own: {file}",
                     "it can come before the libraries that PyTorch brings; two versions of cuDNN together crash",
-                    f"# Leave {folder} out (module unload cuda?), or:\nunset LD_LIBRARY_PATH",
+                    f"# Remove {folder} from it (perhaps: module unload cuda), or:\nunset LD_LIBRARY_PATH",
                 )
-    return well("no CUDA on LD_LIBRARY_PATH")
+    return ok("no CUDA on LD_LIBRARY_PATH")
 
 
 def mlflow(machine: Machine) -> Result:
     readings = machine.mlflow
     if "address" in readings and not readings["address"].error and not readings["address"].value:
-        return skipped("tracking is off")
+        return skip("tracking is off")
     why = "metrics stay in the run's folder until `make sync`"
     if (server := readings.get("server")) and not server.error:
         if server.value["trouble"]:
-            return wrong(server.value["trouble"], why, "# Look at MLFLOW_TRACKING_URI and the network")
+            return fail(server.value["trouble"], why, "# Check MLFLOW_TRACKING_URI and the network")
         said = f", version {server.value['server']} (here {server.value['client']})" if server.value["server"] else ""
-        return well(f"{server.value['uri']} answers{said}")
+        return ok(f"{server.value['uri']} answers{said}")
     database = readings.get("database", Reading())
     if database.error.startswith(("sqlite3", "OperationalError", "DatabaseError", "PermissionError")):
         file = str(readings["address"].value).removeprefix("sqlite:///")
-        return wrong(
+        return fail(
             f"{file}: {database.error}", why,
-            "# Look at its owner; a damaged one can be moved away: "
+            "# Check who owns it; a damaged one can be moved away: "
             "the next run makes another, and `make sync` fills it:\n"
             f"mv {file} {file}.old",
         )  # fmt: skip
     found = value(readings, "database")
     if not found["exists"]:
         if not found["writable"]:
-            return wrong(f"{found['file']} cannot be made there", why, "# Choose another folder, or change its owner")
-        return well(f"{found['file']} is not there yet: the first run makes it")
+            return fail(f"{found['file']} cannot be created", why, "# Choose another folder, or change its owner")
+        return ok(f"{found['file']} does not exist yet: the first run makes it")
     if found["found"] != [found["head"]]:
         is_ = "newer" if not found["known"] else "older"
-        return wrong(
+        return fail(
             f"the tables of {found['file']} are of a{'' if is_ == 'newer' else 'n'} {is_} MLflow "
             f"({' '.join(found['found'])}, wanted {found['head']})",
             why,
             f"# Keep a copy first\ncp {found['file']} {found['file']}.old\nmlflow db upgrade sqlite:///{found['file']}"
-            if is_ == "older" else "# Take that MLflow into pyproject.toml, or move the file away: "
+            if is_ == "older" else "# Write that version of MLflow into pyproject.toml, or move the file away: "
             "the next run makes another (make sync fills it):\n"
             f"mv {found['file']} {found['file']}.newer",
         )  # fmt: skip
-    return well(f"{found['file']} can be written, its tables are those of this MLflow")
+    return ok(f"{found['file']} can be written, its tables are those of this MLflow")
 
 
 def dvc(machine: Machine) -> Result:
     if not (machine.root / ".dvc").is_dir():
-        return skipped("this is no project of DVC")
+        return skip("this project does not use DVC")
     readings = machine.dvc
     reading = readings.get("remote", Reading())
     why = "`make push` and `make pull` need it"
     if reading.error:
-        return wrong(f"the remote does not answer: {reading.error}", why, "make push ARGS=-v  # says more")
+        return fail(f"the remote does not answer: {reading.error}", why, "make push ARGS=-v  # shows more")
     remote = value(readings, "remote")
     if remote["name"] is None:
-        return skipped("no remote is set")
+        return skip("no remote is set")
     if remote["never_set"]:
         address = f"dvc remote modify {remote['name']} url <address>"
-        return wrong(f"the address of the remote was never set: {remote['url']}", why, f"# {address}")
+        return fail(f"the address of the remote was never set: {remote['url']}", why, f"# {address}")
     absent = ", which the first `make push` makes" if remote["local"] else " answers; nothing is there yet"
-    return well(f"{remote['url']}" + ("" if remote["exists"] else absent))
+    return ok(f"{remote['url']}" + ("" if remote["exists"] else absent))
 
 
 def git(machine: Machine) -> Result:
     at = ["git", "-C", str(machine.root)]
     answer = ask(*at, "rev-parse", "--git-dir")
     if answer.status is None:
-        return skipped(f"git: {answer.errors}")
+        return skip(f"git: {answer.errors}")
     if "dubious ownership" in answer.errors:
         fix = f"git config --global --add safe.directory {machine.root}"
-        return wrong("this folder belongs to another user, so git refuses it", "runs record no commit", fix)
+        return fail("this folder belongs to another user, so git refuses it", "runs record no commit", fix)
     if "not a git repository" in answer.errors:
-        return skipped("no Git repository, which is fine; runs then record no commit")
+        return skip("no Git repository, which is fine; runs then record no commit")
     missing = [
         f'git config --global user.{key} "{example}"'
         for key, example in {"name": "Your Name", "email": "you@example.com"}.items()
         if not ask(*at, "config", f"user.{key}").output.strip() and not os.environ.get(f"GIT_AUTHOR_{key.upper()}")
     ]
     if missing:
-        return wrong("git does not know who you are", "commits, also those of `dvc exp`, fail", "\n".join(missing))
-    return well("git knows who you are")
+        return fail("git does not know who you are", "commits, also those of `dvc exp`, fail", "\n".join(missing))
+    return ok("git knows who you are")
 
 
 def hydra(machine: Machine) -> Result:
     reading = machine.hydra.get("plugins", Reading())
     if reading.error:
-        return wrong(f"a plugin of Hydra cannot be loaded: {reading.error}", "sweeps and launch=... fail", REBUILD)
+        return fail(f"a plugin of Hydra cannot be loaded: {reading.error}", "sweeps and launch=... fail", REBUILD)
     found = [name.split(".")[1] for name in reading.value]
     missing = [name for name in (project.ENGINE, *LAUNCHERS) if name not in found]
     if missing:
-        return wrong(f"Hydra does not find {', '.join(missing)}", "sweeps and launch=... fail", REBUILD)
-    return well("the sweeper of this project, and launchers for processes (joblib) and Slurm (submitit)")
+        return fail(f"Hydra does not find {', '.join(missing)}", "sweeps and launch=... fail", REBUILD)
+    return ok("the sweeper of this project, and launchers for processes (joblib) and Slurm (submitit)")

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from ..settings.cpu_limits import allowed_cores, memory_left
-from .checks import GIB, Result, size, skipped, value, well, wrong
+from .checks import GIB, Result, fail, ok, size, skip, value
 from .collect_env import Machine
 from .collect_services import SPEED_BYTES
 
-# loader processes hand batches over there: 8 of them, 2 batches each, of 64 float32 examples of 3 x 224 x 224
+# loader processes pass batches through shared memory: 8 processes, 2 batches each, 64 float32 examples of 3 x 224 x 224
 SHARED_BYTES = 8 * 2 * 64 * 4 * 3 * 224 * 224
 LEAST_MEMORY_BYTES = 2 * GIB  # a training of the default model took 0.64 GiB, nearly all of it libraries
 LEAST_DISK_BYTES = 1 * GIB  # a few checkpoints; when it is full a run stops in the middle
@@ -20,12 +20,12 @@ LEAST_DESCRIPTORS = 1024  # Linux's own default; each tensor that waits in a loa
 
 def shared_memory(machine: Machine, folder: str = "/dev/shm") -> Result:  # noqa: S108
     if not Path(folder).is_dir():
-        return skipped(f"there is no {folder}")
+        return skip(f"there is no {folder}")
     system = os.statvfs(folder)
     free = system.f_bavail * system.f_frsize
     if free >= SHARED_BYTES:
-        return well(f"{size(free)} free in {folder}")
-    return wrong(
+        return ok(f"{size(free)} free in {folder}")
+    return fail(
         f"{size(free)} free in {folder}, {size(SHARED_BYTES)} wanted",
         "8 loader processes keep 2 batches each there (64 examples of 3 x 224 x 224), or die of a bus error",
         "# docker run --shm-size=1g (its default is 64 MB), or leave data.num_workers=0, or:\n"
@@ -38,8 +38,8 @@ def cores(machine: Machine) -> Result:
     threads = value(machine.torch, "build")["num_threads"]
     found = f"{allowed} of {os.cpu_count()} cores may be used (set by {reason}); PyTorch takes {threads}"
     if threads and threads > allowed:
-        return wrong(found, "threads that wait for each other's cores are slow", f"export OMP_NUM_THREADS={allowed}")
-    return well(found)
+        return fail(found, "more threads than cores slow each other down", f"export OMP_NUM_THREADS={allowed}")
+    return ok(found)
 
 
 def memory(machine: Machine) -> Result:
@@ -51,18 +51,18 @@ def memory(machine: Machine) -> Result:
         (total, left), whose = group, "the cgroup of this process"
     found = f"{size(left)} of {size(total)} free ({whose})"
     if left < LEAST_MEMORY_BYTES:
-        return wrong(
+        return fail(
             found, f"below {size(LEAST_MEMORY_BYTES)} the system may kill the training",
             "# Ask for more (sbatch --mem=16G, docker run --memory=16g), or end other programs",
         )  # fmt: skip
-    return well(found)
+    return ok(found)
 
 
 def disk(machine: Machine) -> Result:
     said: dict[int, str] = {}
     for place, (here, error, _) in machine.disk.items():
         if error:
-            return wrong(f"{place}: {error}", "data and runs are written there", f"df -h {place} .; ls -ld {place} .")
+            return fail(f"{place}: {error}", "data and runs are written there", f"df -h {place} .; ls -ld {place} .")
         found = (
             f"{here['folder']}: {size(here['free'])} free, {size(SPEED_BYTES)} written in {here['write_s']:.2f} s, "
             f"read in {here['read_s']:.2f} s"
@@ -71,28 +71,28 @@ def disk(machine: Machine) -> Result:
             why = (
                 f"below {size(LEAST_DISK_BYTES)} a run may stop in the middle"
                 if here["same"]
-                else "what is read differs"
+                else "what was read is not what was written"
             )
-            return wrong(found, why, "du -sh data runs .venv ~/.cache/pip | sort -h")
+            return fail(found, why, "du -sh data runs .venv ~/.cache/pip | sort -h")
         if max(here["write_s"], here["read_s"]) > SLOWEST_S:
-            return wrong(
+            return fail(
                 found, "each checkpoint waits for the disk", "# Keep data/ and runs/ on a local disk, linked here"
             )
         said.setdefault(here["device"], found)
-    return well("; ".join(said.values()).replace(f"{Path.cwd()}", "."))
+    return ok("; ".join(said.values()).replace(f"{Path.cwd()}", "."))
 
 
 def descriptors(machine: Machine) -> Result:
     try:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # Windows
-        return skipped("this system has no limit on open files")
+        return skip("this system has no limit on open files")
     soft, hard = getrlimit(RLIMIT_NOFILE)
     if soft == -1 or soft >= LEAST_DESCRIPTORS:
-        return well("no limit" if soft == -1 else f"up to {soft} at a time")
+        return ok("no limit" if soft == -1 else f"up to {soft} at a time")
     can = hard == -1 or hard >= LEAST_DESCRIPTORS
-    return wrong(
+    return fail(
         f"only {soft} open files at a time, {LEAST_DESCRIPTORS} wanted",
         "each tensor that waits in a loader's queue holds one, and each connection between processes",
-        f"ulimit -n {LEAST_DESCRIPTORS}" if can else "# Ask who runs this machine for a higher `ulimit -Hn`",
+        f"ulimit -n {LEAST_DESCRIPTORS}" if can else "# Ask the administrator for a higher `ulimit -Hn`",
     )

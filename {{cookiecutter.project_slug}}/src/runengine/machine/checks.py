@@ -16,7 +16,7 @@ REBUILD = "make clean-env setup"
 class Result(NamedTuple):
     """`fix`: lines for a shell; advice that is no command is a comment."""
 
-    state: str
+    state: str  # ok, fail, skip (does not apply here), unknown (no answer)
     found: str
     why: str = ""
     fix: str = ""
@@ -25,29 +25,29 @@ class Result(NamedTuple):
 class Check(NamedTuple):
     name: str
     look: Callable[[Machine], Result]
-    quick: bool = False  # `make setup` ends with these
+    quick: bool = False  # `make setup` runs the quick checks at its end
 
 
 class NotRead(Exception):
-    """The machine did not say: neither well nor wrong."""
+    """The machine gave no answer, so the check can neither pass nor fail: it is `unknown`."""
 
 
-def well(found: str) -> Result:
-    return Result("well", found)
+def ok(found: str) -> Result:
+    return Result("ok", found)
 
 
-def skipped(found: str) -> Result:
-    return Result("skipped", found)
+def skip(found: str) -> Result:
+    return Result("skip", found)
 
 
-def wrong(found: str, why: str, fix: str) -> Result:
-    return Result("wrong", found, why, fix)
+def fail(found: str, why: str, fix: str) -> Result:
+    return Result("fail", found, why, fix)
 
 
 def value(readings: dict[str, Reading], name: str) -> Any:
     if name not in readings:
         last = list(readings.values())[-1].error if readings else ""
-        raise NotRead(last or "it was not reached")
+        raise NotRead(last or "the check ended before this was read")
     if readings[name].error:
         raise NotRead(readings[name].error)
     return readings[name].value

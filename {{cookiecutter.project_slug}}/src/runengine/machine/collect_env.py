@@ -1,8 +1,8 @@
-"""What doctor.py judges: the state of this machine, read without an opinion.
+"""Read the state of this machine, which the checks of the doctor then judge.
 
     python -m runengine.machine.collect_env torch    # one of PROBES, in a process of its own: some can hang, or crash
 
-Standard library only, but for what a probe looks at.
+This module imports only the standard library; each probe imports what it reads.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .readings import Reading, Steps, report
 
 SOURCE = project.ENGINE_FOLDER.parent  # a child finds the engine there
 LIMITS_S = {"torch": 120, "compile": 180, "collective": 60, "mlflow": 60, "dvc": 30, "tensorflow": 120}
-LIMIT_S = 20  # of the others: a child that only looks takes a second, but a network file system may never answer
+LIMIT_S = 20  # for the other probes: they take a second, but a network file system may never answer
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
 
 
 class Answer(NamedTuple):
-    """What a command said; status None: it could not be started, or gave no answer in time, as `errors` tells."""
+    """What a command printed. Status None: it could not be started, or did not end in time; `errors` says which."""
 
     status: int | None
     output: str
@@ -118,7 +118,7 @@ class Machine:
 
 
 def ask(*command: str, limit_s: float = LIMIT_S, env: dict[str, str] | None = None) -> Answer:
-    """Run a command to its end or to the limit, and end what it started with it."""
+    """Run a command until it ends or the limit is reached; then kill it with the processes it has started."""
     try:
         process = subprocess.Popen(
             command,
@@ -148,7 +148,7 @@ def ask(*command: str, limit_s: float = LIMIT_S, env: dict[str, str] | None = No
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """With its own children."""
+    """Kill the process and its children."""
     if os.name == "posix":
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -156,7 +156,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def child(probe: str, *arguments: str) -> dict[str, Reading]:
-    """The readings of one of PROBES, by name. The last one says how the process ended, if not well."""
+    """The readings of one of PROBES, by name. If the process failed, the last one says how it ended."""
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
@@ -178,7 +178,7 @@ def parse_child(answer: Answer, probe: str) -> dict[str, Reading]:
     elif answer.status < 0:  # illegal instruction, segmentation fault, killed for its memory
         readings[begun] = Reading(error=f"the process was ended by {signal.Signals(-answer.status).name}", fault=True)
     elif answer.status > 0:
-        readings[begun] = Reading(error=(answer.errors.strip().splitlines() or ["it ended without a word"])[-1])
+        readings[begun] = Reading(error=(answer.errors.strip().splitlines() or ["it ended without a message"])[-1])
     return readings
 
 
@@ -188,7 +188,7 @@ def smi() -> Smi:
         return Smi((), "", "there is no nvidia-smi")
     query = "driver_version,compute_cap,name"
     answer = ask(program, f"--query-gpu={query}", "--format=csv,noheader")
-    if "not a valid field" in answer.output:  # drivers before 510 do not tell the compute capability
+    if "not a valid field" in answer.output:  # drivers before 510 do not report the compute capability
         answer = ask(program, f"--query-gpu={query.replace('compute_cap,', '')}", "--format=csv,noheader")
     return parse_smi(answer)
 
@@ -202,7 +202,7 @@ def parse_smi(answer: Answer) -> Smi:
             gpus.append((name, capability if capability and "N" not in capability else ""))
     if gpus:
         return Smi(tuple(gpus), driver, "")
-    said = (answer.output + answer.errors).strip().splitlines() or ["it said nothing"]
+    said = (answer.output + answer.errors).strip().splitlines() or ["it printed nothing"]
     return Smi((), "", f"nvidia-smi: {said[0][:150]}")
 
 

@@ -1,4 +1,4 @@
-"""Read in a child process: what a training needs besides PyTorch, which may not answer."""
+"""Read what a training needs in addition to PyTorch, in a child process, because each of it may fail to answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEED_BYTES = 8 * 2**20
 
 
 def nvml_steps() -> Steps:
-    """For each GPU its memory, who holds it, and what holds its clocks back."""
+    """For each GPU its memory, the processes that use it, and why its clocks are low."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -36,11 +36,11 @@ def _nvml(index: int) -> dict[str, Any]:
     for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu):
         try:
             name = psutil.Process(process.pid).name()
-        except psutil.Error:  # of another container
+        except psutil.Error:  # the process is in another container
             name = "process"
-        holders.append([name, process.pid, process.usedGpuMemory])  # None on Windows, and for others' processes
+        holders.append([name, process.pid, process.usedGpuMemory])  # None on Windows, and for other users' processes
     try:
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)  # the name that old drivers know, too
+        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)  # old drivers know this name, too
     except pynvml.NVMLError_NotSupported:
         reasons = None
     name = pynvml.nvmlDeviceGetName(gpu)
@@ -48,7 +48,7 @@ def _nvml(index: int) -> dict[str, Any]:
 
 
 def disk_steps(*folders: str) -> Steps:
-    """Of each folder, or what is there above it: free bytes, seconds to write and to read a small file."""
+    """For each folder, or the nearest existing one above it: free bytes, seconds to write and to read a small file."""
     for folder in folders:
         yield folder, partial(_disk, Path(folder))
 
@@ -56,14 +56,14 @@ def disk_steps(*folders: str) -> Steps:
 def _disk(folder: Path) -> dict[str, Any]:
     folder = next(place for place in [folder, *folder.parents] if place.is_dir())
     free = shutil.disk_usage(folder).free
-    content = os.urandom(SPEED_BYTES)  # nothing that a file system could compress
+    content = os.urandom(SPEED_BYTES)  # random: no file system can compress it
     started = time.perf_counter()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
         written = time.perf_counter()
-        if hasattr(os, "posix_fadvise"):  # else it would be read from memory
+        if hasattr(os, "posix_fadvise"):  # otherwise the file would be read from memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
         same = file.read() == content
@@ -75,7 +75,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def mlflow_steps() -> Steps:
-    """The address of the store, then what is there."""
+    """The address of the store, then the state of its database or server."""
     yield "address", _mlflow_address
     uri = _mlflow_address()
     if uri and uri.startswith("sqlite:///"):
@@ -92,7 +92,7 @@ def _mlflow_address() -> str | None:
 
 
 def _mlflow_database(file: Path) -> dict[str, Any]:
-    """Revision of its tables and that of the MLflow which is installed; nothing is migrated."""
+    """Revision of its tables and of the installed MLflow; nothing is migrated."""
     import sqlite3
     from contextlib import closing
 
@@ -138,7 +138,7 @@ def _mlflow_server(uri: str) -> dict[str, Any]:
 
 
 def dvc_steps(root: str) -> Steps:
-    """The default remote, without a repository object: that would want Git, or a setting that there is none."""
+    """The default remote, read without a repository object: that needs Git, or a setting that says there is none."""
     yield "remote", partial(_dvc_remote, Path(root))
 
 
@@ -151,13 +151,13 @@ def _dvc_remote(root: Path) -> dict[str, Any]:
     if not name:
         return {"name": None}
     url = str(config["remote"][name]["url"])
-    if "CHANGE-ME" in url:  # what the template suggests where it cannot know
+    if "CHANGE-ME" in url:  # the template's placeholder for what only the user knows
         return {"name": name, "url": url, "never_set": True}
     kind, settings, path = get_cloud_fs(config, name=name)
     try:
         exists = bool(kind(**settings).info(path))
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, OSError):  # http says it also where nobody answers
+        if isinstance(error.__cause__, OSError):  # http raises it also where no server answers
             raise error.__cause__ from None
         exists = False
     if kind.protocol == "local" and exists and not os.access(path, os.W_OK):
@@ -179,7 +179,7 @@ def _hydra_plugins() -> list[str]:
     from hydra.plugins.sweeper import Sweeper
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Hydra only warns of a plugin that cannot be imported
+        warnings.simplefilter("error")  # Hydra only warns about a plugin that cannot be imported
         plugins = Plugins.instance()
         found = [*plugins.discover(Sweeper), *plugins.discover(Launcher)]
     return [f"{plugin.__module__}.{plugin.__qualname__}" for plugin in found]

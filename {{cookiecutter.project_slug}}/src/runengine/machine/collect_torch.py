@@ -1,4 +1,4 @@
-"""Read in a child process: what PyTorch finds, and whether it computes right on each device."""
+"""Read what PyTorch finds, and whether it computes correctly on each device; in a child process, which may crash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from ..settings.console import first_line
 from .readings import Steps
 
-TERMS = 64  # of each sum in a product
-# bits of the significand, the leading one included; fp8 is multiplied in fp8 and given out in bf16
+TERMS = 64  # in each sum of a product
+# bits of the significand, the leading one included; the product of two fp8 matrices is in bf16
 SIGNIFICAND_BITS = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8, "fp8": 8}
 # the compute capability from which NVIDIA's hardware has the type
 LEAST_CAPABILITY = {"fp32": 0.0, "fp16": 5.3, "tf32": 8.0, "bf16": 8.0, "fp8": 8.9}
@@ -54,7 +54,7 @@ def _torch_gpus() -> dict[str, Any]:
     if not torch.cuda.is_available():
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
-        except Exception as error:  # what it says is the reading
+        except Exception as error:  # its message is the reading
             reason = first_line(error)
         return {"gpus": [], "archs": [], "no_peer": [], "reason": reason}
     count = torch.cuda.device_count()
@@ -71,7 +71,7 @@ def _torch_gpus() -> dict[str, Any]:
 
 
 def _devices() -> dict[str, list[str]]:
-    """What each device can multiply."""
+    """The types that each device can multiply."""
     import torch
 
     devices = {"cpu": ["fp32", "bf16"]}
@@ -143,7 +143,7 @@ def _compile() -> float:
 
 
 def collective_steps(backend: str, num: str) -> Steps:
-    """The sum over so many processes, one a GPU with NCCL: each adds its rank + 1."""
+    """The sum over `num` processes, with NCCL one for each GPU: each adds its rank + 1."""
     yield "collective", partial(_collective, backend, int(num))
 
 

@@ -1,4 +1,4 @@
-"""Under which conditions was something measured: which chips, how busy they are."""
+"""The conditions of a measurement: the chips, the versions, how busy the machine is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .verdicts import Machine
 if TYPE_CHECKING:
     import torch
 
-# GB/s of one lane, one way, after the coding of the line: PCI-SIG, 2.5, 5, 8, 16, 32 GT/s
+# GB/s of one lane in one direction, after line coding: PCI-SIG, 2.5, 5, 8, 16, 32 GT/s
 PCIE_LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 
 
@@ -35,7 +35,7 @@ def machine_of(device: torch.device) -> Machine:
 
 
 def pcie_gb_s(device: torch.device) -> float | None:
-    """One way, by the newest generation and the most lanes that card and slot could agree on; None if not known."""
+    """In one direction, by the newest generation and the most lanes that card and slot support; None if unknown."""
     import pynvml
     import torch
 

@@ -1,9 +1,10 @@
 """Is this machine able to train? One line for each thing that can be wrong, with the command that fixes it.
 
     python -m runengine doctor            # make doctor
-    python -m runengine doctor --fix      # prints the commands that fix what is wrong; it runs none
+    python -m runengine doctor --fix      # prints the commands that fix what failed; it runs none
 
-Exit status: 0 all is well, 1 something is wrong, 2 nothing is known to be wrong, but a check got no answer.
+A check is `ok`, `fail`, `skip` (it does not apply here) or `unknown` (the machine gave no answer, or not in time).
+Exit status: 0 no check failed, 1 a check failed, 2 no check failed, but one is unknown.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from ..settings.errors import INTERRUPTED
 from . import check_devices, check_setup, check_system
 from .checks import Check, NotRead, Result
 from .collect_env import Machine
-
-WORDS = {"well": "well", "wrong": "WRONG", "unknown": "could not tell", "skipped": "skipped"}
 
 # in the order in which they would stop a new user
 CHECKS = (
@@ -52,7 +51,7 @@ CHECKS = (
 
 
 def examine(check: Check, machine: Machine) -> Result:
-    """Whatever goes wrong in a check is said of that check: the doctor himself does not fall ill."""
+    """An error in a check makes that check `unknown`; the other checks still run."""
     try:
         return check.look(machine)
     except NotRead as error:
@@ -63,15 +62,15 @@ def examine(check: Check, machine: Machine) -> Result:
 
 def status(results: list[Result]) -> int:
     states = {result.state for result in results}
-    return 1 if "wrong" in states else 2 if "unknown" in states else 0
+    return 1 if "fail" in states else 2 if "unknown" in states else 0
 
 
 def as_text(check: Check, result: Result) -> str:
-    lines = [f"{check.name:14} {WORDS[result.state]:15} {result.found}"]
-    if result.state == "wrong":
-        lines.append(f"{'':14} {'why:':>15} {result.why}")
+    lines = [f"{check.name:14} {result.state:8} {result.found}"]
+    if result.state == "fail":
+        lines.append(f"{'':14} {'why:':>8} {result.why}")
         for number, line in enumerate(result.fix.splitlines()):
-            lines.append(f"{'':14} {'' if number else 'do:':>15} {line.removeprefix('# ')}")
+            lines.append(f"{'':14} {'' if number else 'do:':>8} {line.removeprefix('# ')}")
     return "\n".join(lines)
 
 
@@ -81,9 +80,9 @@ def main() -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
-    form.add_argument("--fix", action="store_true", help="print the commands that fix what is wrong; run none")
+    form.add_argument("--fix", action="store_true", help="print the commands that fix what failed; run none")
     parser.add_argument(
-        "--quick", action="store_true", help="only whether the environment is the right one and computes"
+        "--quick", action="store_true", help="only check that the environment is the right one and computes correctly"
     )
     arguments = parser.parse_args()
     machine = Machine(project.root(), quick=arguments.quick)
@@ -102,7 +101,7 @@ def main() -> None:
         print(json.dumps({"status": ends, "checks": checks}, indent=2))
     elif arguments.fix:
         for check, result in found:
-            if result.state == "wrong":
+            if result.state == "fail":
                 print(f"# {check.name}: {result.found}\n{result.fix}")
     else:
         print(last_line(found))
@@ -112,10 +111,10 @@ def main() -> None:
 def last_line(found: list[tuple[Check, Result]]) -> str:
     names = {
         state: ", ".join(check.name for check, result in found if result.state == state)
-        for state in ("wrong", "unknown")
+        for state in ("fail", "unknown")
     }
-    if names["wrong"]:
-        return f"\nWrong: {names['wrong']}. The commands alone: make doctor ARGS=--fix"
+    if names["fail"]:
+        return f"\nFailed: {names['fail']}. For the commands that fix it: make doctor ARGS=--fix"
     if names["unknown"]:
-        return f"\nNothing is known to be wrong, but these checks got no answer: {names['unknown']}."
-    return "\nAll is well."
+        return f"\nNo check failed, but these got no answer: {names['unknown']}."
+    return "\nNo check failed."

@@ -1,7 +1,7 @@
 """What GPUs can reach at most, as their maker says: dense products, and accumulation in float32, as PyTorch computes.
 
-Datasheets since Ampere print the rate for matrices that are half zeros as well, which is twice as high: not these.
-Full names as `torch.cuda.get_device_name` gives them. A chip whose figures were not found at its maker is not here.
+Datasheets since Ampere also print the rate for matrices that are half zeros. It is twice as high, and not used here.
+Names are those of `torch.cuda.get_device_name`. A chip whose maker publishes no figures is not listed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ HALF_RATE = "accumulation in float16 is twice as fast, but not what PyTorch does
 
 @dataclass(frozen=True)
 class Chip:
-    """One line of a datasheet. Rates in TFLOP/s (10^12 floating-point operations a second), None: the chip cannot.
+    """One line of a datasheet. Rates in TFLOP/s (10^12 floating-point operations a second), None: it lacks the type.
 
     Args:
         pattern: of the device's full name.
         fp32: of the ordinary units; the others are of the tensor cores.
         memory_gb_s: in GB/s (10^9 bytes a second), reading and writing together.
         source: where the maker says so.
-        note: what one must know to compare.
+        note: what must be known to compare with it.
     """
 
     pattern: str
@@ -95,5 +95,5 @@ CHIPS = (
 
 
 def published(device_name: str) -> Chip | None:
-    """The chip of this name. A slice of one (MIG) has another name, and is not here."""
+    """The chip of this name. A slice of one (MIG) has another name, and is not listed."""
     return next((chip for chip in CHIPS if re.fullmatch(chip.pattern, device_name)), None)

@@ -1,4 +1,4 @@
-"""Single operations: each gives what a device reached. Limits and verdicts are in verdicts.py.
+"""Single operations: each function returns what a device reached. Limits and verdicts are in verdicts.py.
 
 Legend: N examples of a batch, C channels, H W height and width, B sequences, L positions of one, E features, D those
 of a head.
@@ -24,7 +24,7 @@ DTYPES = {
     "fp8": torch.float8_e4m3fn,
 }
 # Relative error of a product, by the bits of the mantissa (23, 10, 7, 10, and bfloat16's for the result in fp8), with
-# room for the order of sums. fp32 finds a TF32 that was not asked for: that is at 3e-4.
+# room for the order of sums. That of fp32 detects TF32 where it was not asked for: its error is 3e-4.
 TOLERANCE = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2, "fp16": 5e-3, "fp8": 2e-2}
 
 
@@ -59,7 +59,7 @@ def product(n: int, dtype: str, device: torch.device, budget_s: float) -> Readin
         from torch.nn.functional import ScalingType, scaled_mm
 
         one, scaling = torch.ones((), device=device), ScalingType.TensorWise
-        b = b.t().contiguous().t()  # what cuBLAS takes in fp8
+        b = b.t().contiguous().t()  # the layout that cuBLAS accepts in fp8
         call = partial(scaled_mm, a, b, one, scaling, one, scaling, output_dtype=torch.bfloat16)
     else:
         call = partial(torch.mm, a, b, out=torch.empty_like(a))
@@ -70,7 +70,7 @@ def product(n: int, dtype: str, device: torch.device, budget_s: float) -> Readin
     error = float((result - wanted).norm() / wanted.norm())
     if not error <= TOLERANCE[dtype]:
         raise WrongResult(
-            f"the product is wrong: relative error {error:.0e}, by rounding {TOLERANCE[dtype]:.0e} at most"
+            f"the product is wrong: relative error {error:.0e}, rounding explains {TOLERANCE[dtype]:.0e} at most"
         )
     return timing.rate(product_flop(n, n, n) / 1e12, flop_each=1e12)
 
@@ -86,7 +86,7 @@ def copy(num_bytes: int, device: torch.device, budget_s: float) -> Reading:
 
 
 def transfer(num_bytes: int, pinned: bool, to_device: bool, device: torch.device, budget_s: float) -> Reading:
-    """Between the computer's memory and the device's, in GB/s. Pinned memory goes by itself, pageable by the CPU."""
+    """Between the computer's memory and the device's, in GB/s. The CPU copies pageable memory, not pinned memory."""
     here = torch.randn(num_bytes // 4).pin_memory() if pinned else torch.randn(num_bytes // 4)
     there = here.to(device)
     target, source = (there, here) if to_device else (here, there)
@@ -105,7 +105,7 @@ def launch(device: torch.device, budget_s: float) -> Reading:
 
 
 def convolution(size: tuple[int, int, int], dtype: str, device: torch.device, budget_s: float) -> Reading:
-    """3 x 3, as many filters as channels, in TFLOP/s; in 16 bits channels last, as tensor cores want it."""
+    """3 x 3, as many filters as channels, in TFLOP/s; in 16 bits channels last, as tensor cores need it."""
     n, c, h = size
     layout = torch.channels_last if DTYPES[dtype] != torch.float32 else torch.contiguous_format
     inputs_NCHW = torch.randn(n, c, h, h, device=device).to(DTYPES[dtype], memory_format=layout)
@@ -118,7 +118,7 @@ def convolution(size: tuple[int, int, int], dtype: str, device: torch.device, bu
 
 
 def attention(size: tuple[int, int, int, int], dtype: str, device: torch.device, budget_s: float) -> Reading:
-    """scaled_dot_product_attention forward, in TFLOP/s; which kernel computes it PyTorch chooses."""
+    """scaled_dot_product_attention forward, in TFLOP/s; PyTorch chooses the kernel."""
     b, heads, length, d = size
     queries, keys, values = (torch.randn(b, heads, length, d, device=device).to(DTYPES[dtype]) for _ in range(3))
     call = partial(F.scaled_dot_product_attention, queries, keys, values)
@@ -141,6 +141,6 @@ def _float32_as(precision: str) -> Iterator[None]:
 
 
 def as_asked(dtype: str) -> AbstractContextManager[None]:
-    """fp32 without TF32, which cuDNN takes by itself, and tf32 with it."""
+    """Switch TF32 off for fp32 (cuDNN uses it by default), and on for tf32."""
     precision = {"fp32": "ieee", "tf32": "tf32"}.get(dtype)
     return _float32_as(precision) if precision else nullcontext()

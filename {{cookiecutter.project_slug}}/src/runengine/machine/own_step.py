@@ -27,7 +27,7 @@ from .timing import Reading, seconds
 
 
 def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float, compiled: bool = False) -> Reading:
-    """A training step of the project's task and its first optimizer, on a batch of its own data; loads none.
+    """A training step of the project's task and its first optimizer, on one batch of its data; loading is not measured.
 
     Raises:
         UserError: the data are not prepared, or the task does not leave its step to Lightning.
@@ -54,7 +54,7 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
 
 
 class _Measured(Exception):
-    """Ends a training in which something was measured: the reading is its argument."""
+    """Ends a training once something was measured; its argument is the reading."""
 
 
 class AtFirstBatch(pl.Callback):
@@ -70,7 +70,7 @@ class AtFirstBatch(pl.Callback):
 
 
 class _NoTask(pl.LightningModule):
-    """For what is measured of the data alone: the loaders are made, and no step is taken."""
+    """Takes the place of the task where only the data are measured: the loaders are built, and no step is taken."""
 
     def __init__(self, measure: Callable[[Any], Reading]) -> None:
         super().__init__()
@@ -87,16 +87,16 @@ class _NoTask(pl.LightningModule):
 
 
 def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.device, *callbacks: pl.Callback) -> Reading:
-    """Train with the project's data until something is measured: so `self.trainer` and `self.log` work as they do."""
+    """Train with the project's data until something is measured, so that `self.trainer` and `self.log` work."""
     quiet_lightning()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing is logged, and other devices are left alone
+        warnings.simplefilter("ignore")  # Lightning warns that nothing is logged, and that other devices are not used
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index] if device.type == "cuda" else 1,
             max_epochs=OmegaConf.select(cfg, "trainer.max_epochs", default=1),
             callbacks=list(callbacks),
-            plugins=[LightningEnvironment()],  # alone, also inside a job of Slurm
+            plugins=[LightningEnvironment()],  # one process, also inside a job of Slurm
             barebones=True,
         )
         try:
@@ -117,7 +117,7 @@ def _built(name: str, cfg: DictConfig) -> Any:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """What can be compiled of a task: its children, but no metrics, which keep sums in Python."""
+    """The parts of a task that can be compiled: its children, except metrics, which keep sums in Python."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _parts(child)
@@ -139,7 +139,7 @@ def loading(cfg: DictConfig, budget_s: float) -> Reading:
     """
 
     def measure(loaders: Any) -> Reading:
-        if isinstance(loaders, Mapping | Sequence):  # several, of which a step gets a batch each
+        if isinstance(loaders, Mapping | Sequence):  # several loaders: each step gets a batch of every one
             loaders = CombinedLoader(loaders, "max_size_cycle")
         batches = itertools.chain.from_iterable(itertools.repeat(loaders))
         num_examples = extract_batch_size(next(batches))

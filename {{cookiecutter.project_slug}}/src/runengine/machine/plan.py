@@ -15,7 +15,7 @@ from .own_step import batch_of, own_step
 from .steps import block_step, resnet_step
 from .timing import Reading
 
-BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of CPUs, as PyTorch calls them: x86, Arm
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and Arm CPUs, as PyTorch names them
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row to be.
+    """A row that is still to be measured.
 
     Args:
         kind: by which limit and standard are chosen.
@@ -63,7 +63,7 @@ def devices() -> list[torch.device]:
 
 
 def dtypes(device: torch.device) -> list[str]:
-    """What this device computes in units of its own."""
+    """The types for which this device has units of its own."""
     if device.type == "mps":
         return ["fp32", "fp16"]
     if device.type == "cpu":
@@ -114,7 +114,7 @@ def plan(device: torch.device, cfg: DictConfig, budget_s: float) -> list[Measure
     for kind, what, step in steps:
         for dtype in training:
             rows.append((kind, what, dtype, "examples_s" if kind != "block" else "sequences_s", partial(step, dtype)))
-        if device.type == "cuda":  # of one dtype: compiling takes long
+        if device.type == "cuda":  # in one dtype only: compiling takes long
             dtype = training[-1]
             unit = "examples_s" if kind != "block" else "sequences_s"
             rows.append((kind, f"{what}, compiled", dtype, unit, partial(step, dtype, compiled=True)))
@@ -126,7 +126,7 @@ def plan(device: torch.device, cfg: DictConfig, budget_s: float) -> list[Measure
 
 
 def last_level_cache_bytes() -> int:
-    """Of all sockets together, as Linux tells; 0 elsewhere."""
+    """Of all sockets together, as Linux reports it; 0 on other systems."""
     caches = {}
     for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
         try:

@@ -1,4 +1,4 @@
-"""What a child process tells of the machine, step by step."""
+"""What a child process reports about the machine, step by step."""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-WARM_UP_SHARE = 0.3  # of a measurement's time: a GPU's clock rises from idle, libraries choose their kernels
-BLOCK_S = 0.01  # calls timed together: long next to the 0.5 us of a CUDA event, and the GPU's queue stays filled
-LEAST_BLOCKS = 3  # a median
+WARM_UP_SHARE = 0.3  # share of a measurement's time: a GPU's clock rises from idle, libraries choose their kernels
+BLOCK_S = 0.01  # calls timed together: long compared with the 0.5 us of a CUDA event, and the GPU's queue stays filled
+LEAST_BLOCKS = 3  # the fewest that have a median
 
 
 class WrongResult(Exception):
-    """The device computes something else."""
+    """The device computed a wrong result."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Timing:
 
 def seconds(call: Callable[[], object], device: torch.device, budget_s: float) -> Timing:
     """How long a call takes: warm-up, then blocks of calls for `budget_s`, by the device's own clock on a GPU."""
-    clock(call, 1, device)  # compiles, and takes memory
+    clock(call, 1, device)  # the first call compiles and allocates memory
     once_s = clock(call, 1, device)
     warm_until = time.perf_counter() + WARM_UP_SHARE * budget_s
     while time.perf_counter() < warm_until:
         once_s = clock(call, 1, device)
     num_calls = max(1, int(BLOCK_S / max(once_s, 1e-9)))
-    least = LEAST_BLOCKS if once_s < budget_s else 1  # a device so slow shall not make it minutes
+    least = LEAST_BLOCKS if once_s < budget_s else 1  # on a slow device, more would take minutes
     blocks: list[float] = []
     until = time.perf_counter() + budget_s
     while len(blocks) < least or time.perf_counter() < until:
@@ -72,7 +72,7 @@ def summary(times_s: list[float]) -> Timing:
 
 
 def release(device: torch.device) -> None:
-    """Give back what the last measurement held, or the next finds no memory."""
+    """Free the memory of the last measurement, so that the next finds enough."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -80,12 +80,12 @@ def release(device: torch.device) -> None:
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes this GPU the one of new streams and events."""
+    """Use this GPU for new streams and events."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def clock(call: Callable[[], object], num_calls: int, device: torch.device) -> float:
-    """Seconds of so many calls."""
+    """Seconds that `num_calls` calls take together."""
     if device.type == "cuda":
         start, end = (cast("Any", torch.cuda.Event)(enable_timing=True) for _ in range(2))
         start.record()

@@ -1,4 +1,4 @@
-"""What a figure of the bench is worth: next to what the chip can, and next to what it reached before."""
+"""Judge the figures of the bench: by the limit of the chip, and by what it reached before."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BUSY = "other processes, heat, a power cap, a laptop on battery"
 
 @dataclass(frozen=True)
 class Standard:
-    """From what share of the limit on it is fine, and below what share broken; between them slow, often by `causes`."""
+    """Shares of the limit: fine from the first on, broken below the second; slow in between, often by `causes`."""
 
     fine: float
     broken: float
     causes: str
 
 
-# The shares are ours; behind each what is known to be reached.
+# The shares were chosen for this project. The comment above each says what is known to have been reached.
 STANDARDS = {
     # an H200 reached 0.80 in bf16 (torch 2.11, random data). A T4 and an L4 fall below: 70 W
     "product": Standard(0.65, 0.2, BUSY),
@@ -50,10 +50,10 @@ STANDARDS = {
     # the limit is this project's own step: below it, the device waits for data
     "loader": Standard(1.0, 0.0, "training waits for the data: raise data.num_workers, or do less for each example"),
 }
-# what was published of these is of tensor cores: on a CPU, and in 32 bits, only what was reached before tells
+# Published figures of these were reached on tensor cores: a CPU, and 32 bits, are only compared with earlier results.
 TENSOR_CORES = {"attention", "block", "resnet"}
-FINE_BEFORE, BROKEN_BEFORE = 0.85, 0.3  # of what the chip reached before; a spread above 0.15 widens it
-NOISY = 0.3  # a spread above it is of something else that ran: such a figure is not kept as the best
+FINE_BEFORE, BROKEN_BEFORE = 0.85, 0.3  # shares of what the chip reached before; a spread above 0.15 lowers the first
+NOISY = 0.3  # above it something else was running: such a figure is not kept as the best
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Row:
         return f"{self.what}, {self.dtype}" if self.dtype != "-" else self.what
 
     def ratio(self, other: float | None) -> float | None:
-        """How good it is next to another figure: 1 is as good, more is better."""
+        """How good it is compared with another figure: 1 is as good, more is better."""
         if not other or not self.reached:
             return None
         return self.reached / other if UNITS[self.unit][1] else other / self.reached
@@ -110,7 +110,8 @@ def verdict(row: Row) -> Row:
     """The row with `fine`, `slow` or `broken`, and the usual causes; by the limit, and by what was reached before."""
     found: list[str] = []
     standard = STANDARDS.get(row.kind)
-    shared = row.device in ("cpu", "host")  # with other processes: what is far below an earlier figure is not broken
+    # other processes use a CPU, too: a figure far below an earlier one does not mean that it is broken
+    shared = row.device in ("cpu", "host")
     if row.kind in TENSOR_CORES and (shared or row.dtype not in ("bf16", "fp16")):
         standard = None
     causes, share = BUSY, row.ratio(row.limit)
@@ -125,12 +126,12 @@ def verdict(row: Row) -> Row:
     worst = max(found, key=["fine", "slow", "broken"].index, default="-")
     notes = [row.note or (causes if worst in ("slow", "broken") else "")]
     if row.spread and row.spread > NOISY:
-        notes.append("says little: something else was running")
+        notes.append("unreliable: something else was running")
     return replace(row, verdict=worst, note="; ".join(filter(None, notes)))
 
 
 def judge(rows: list[Row], machines: list[Machine], best: dict[str, Any]) -> list[Row]:
-    """Limits, what was reached before, and verdicts."""
+    """The rows with their limits, with what was reached before, and with verdicts."""
     return [
         verdict(replace(row, limit=_limit(row, rows, machines), before=_before(row, machines, best)))
         if row.reached
@@ -140,7 +141,7 @@ def judge(rows: list[Row], machines: list[Machine], best: dict[str, Any]) -> lis
 
 
 def _limit(row: Row, rows: list[Row], machines: list[Machine]) -> float | None:
-    """Published, or where nothing is, what the device's own product and copy reach."""
+    """The published limit; where there is none, what the device reached in its own product and copy."""
     if row.kind == "loader":
         steps = [other.reached for other in rows if other.kind == "own" and other.reached]
         return max(steps, default=None)
@@ -156,7 +157,7 @@ def _limit(row: Row, rows: list[Row], machines: list[Machine]) -> float | None:
     if machine.chip:
         tflop_s = machine.chip.tflop_s(row.dtype)
     elif row.kind == "product":
-        return None  # it is the limit
+        return None  # the product is the limit of the other rows
     else:
         products = [other for other in rows if (other.device, other.kind) == (row.device, "product")]
         tflop_s = next((other.reached for other in products if other.dtype == row.dtype), None)
@@ -169,5 +170,5 @@ def _before(row: Row, machines: list[Machine], best: dict[str, Any]) -> float | 
 
 
 def chip_of(row: Row, machines: list[Machine]) -> str:
-    """What is not of one device is kept with the first."""
+    """The name under which its figures are kept; a row that belongs to no single device is kept with the first."""
     return next((machine for machine in machines if machine.device == row.device), machines[0]).known_as

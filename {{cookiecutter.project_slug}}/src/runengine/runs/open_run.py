@@ -33,7 +33,7 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
     # a new name is never taken twice; a folder that was named may be there
     run.folder.mkdir(parents=True, exist_ok=cfg.run_dir is not None or run.config.exists())
     with locked(run):
-        if run.anew:
+        if run.starts_over:
             _empty(run)
         outdated = [run.metrics, run.error]
         if not run.config.exists():  # nothing of an earlier run may pass for this one's
@@ -46,8 +46,8 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
             starts.write(json.dumps(provenance.start_record()) + "\n")
         run.write_about()
         provenance.write(run.folder, provenance.data_folder(cfg))
-        if run.anew:
-            log.info("%s begins anew: %s", run.folder, run.anew)
+        if run.starts_over:
+            log.info("%s starts over: %s", run.folder, run.starts_over)
         _record_fingerprint(run, cfg)
         cfg = cfg.copy()
         cfg.run_dir, cfg.restart_if_changed = None, False  # the folder may move
@@ -57,7 +57,7 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
 
 
 def _record_fingerprint(run: Run, cfg: DictConfig) -> None:
-    """What was continued with another code, other data or other settings is made of neither."""
+    """A run resumed with other code, data or settings has no fingerprint: no single version made it."""
     now = fingerprint_of(cfg)
     if run.last.exists() and read_fingerprint(run) != now:
         run.fingerprint.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def _record_fingerprint(run: Run, cfg: DictConfig) -> None:
 
 
 def _empty(run: Run) -> None:
-    """Delete all but the lock, which is held; first what would let the rest be continued."""
+    """Delete all but the lock, which is held; first what would let the rest be resumed."""
     run.fingerprint.unlink(missing_ok=True)
     for file in run.folder.iterdir():
         if file.is_dir():

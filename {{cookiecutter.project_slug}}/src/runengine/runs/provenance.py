@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .. import manifest
-from ..settings import project
+from ..settings import code, project
 
 COPY_OF = project.COPY_OF
 
@@ -121,13 +121,13 @@ def data_version(folder: Path) -> dict[str, str]:
 
 def fingerprint(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
     """What decides a run's result: its settings, the owner's code, the engine's version, the prepared data."""
-    package = project.current().folder
-    files = {file.relative_to(package).as_posix(): file for file in sorted(package.rglob("*.py"))}
-    files["the engine"] = project.ENGINE_FOLDER / "VERSION"
+    owner, script = code.hashes(), project.current().script
+    programs = {f"{script}.py": owner["programs"][script]} if script in owner["programs"] else {}
+    files = {"the engine": project.ENGINE_FOLDER / "VERSION"}
     if data is not None:
         files["the data"] = data / "split.json"  # it holds the SHA-256 of the other files
     hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
-    return {**settings, **hashes}
+    return {**settings, **owner["modules"], **programs, **hashes}
 
 
 def environment() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from . import provenance
 from .lock import owner
 from .run import RUNS, Run, load_config
 
-UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be continued
-MAY_INCREASE = "trainer.max_epochs"  # a resumed run may go on for longer
+UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be resumed
+MAY_INCREASE = "trainer.max_epochs"  # a resumed run may train for longer
 # how a run is done, not what is trained: may change whenever it is resumed
 MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from", "monitor"}
 LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
@@ -31,7 +31,7 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
 
     Args:
         cfg: the composed configuration.
-        overrides: what was typed; a run is continued with its own configuration, and these may not contradict it.
+        overrides: what was typed; a run is resumed with its own configuration, which these may not contradict.
 
     Raises:
         UserError: the folder is no run, is not complete, or was trained with other settings.
@@ -40,7 +40,7 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
     if folder is None:
         return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
     run = Run(folder)
-    if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_anew(run, cfg)):
+    if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_start_over(run, cfg)):
         return Run(folder, why), cfg
     if run.config.exists():
         _refuse_another_script(run)
@@ -70,7 +70,7 @@ def _new_name(overrides: Sequence[str]) -> str:
 
 
 def _of_slurm_job(overrides: Sequence[str]) -> str | None:
-    """By this end of its name a job that comes back finds its folder; one job may train several times."""
+    """By this end of its name a requeued job finds its folder; one job may train several times."""
     job = process.job_id()
     typed = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:6]
     return f"job{job}-{typed}" if job else None
@@ -97,7 +97,7 @@ def _refuse_half_a_copy(run: Run) -> None:
         if num_epochs > 1:
             raise UserError(
                 f"{run.folder} is not complete: it has best.ckpt and {num_epochs} epochs of history, but no last.ckpt. "
-                "Copy the whole folder, or leave run_dir out to start a new run."
+                "Copy the complete folder, or leave run_dir out to start a new run."
             )
 
 
@@ -119,15 +119,15 @@ def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
             OmegaConf.update(stored, key, OmegaConf.select(cfg, key), force_add=True)
     if changed:
         raise UserError(
-            f"{run.folder} was trained with other settings: {', '.join(changed)}. Leave them out to continue it as it "
-            "was, leave run_dir out to start a new run, or go on with the new ones by allow_changes=true."
+            f"{run.folder} was trained with other settings: {', '.join(changed)}. Leave them out to resume it as it "
+            "was, leave run_dir out to start a new run, or resume with the new ones by allow_changes=true."
         )
     stored.run_dir = str(run.folder)
     return stored
 
 
-def _why_anew(run: Run, cfg: DictConfig) -> str:
-    """Why this folder is not continued; empty if it is."""
+def _why_start_over(run: Run, cfg: DictConfig) -> str:
+    """Why this folder is not resumed; empty if it is."""
     before, now = read_fingerprint(run), fingerprint_of(cfg)
     if not before or not run.config.exists() or (run.best.exists() and not run.last.exists()):
         return "what it holds is not complete"

@@ -9,7 +9,7 @@
         metrics.json     the best epoch, and the id in MLflow; written last: a folder that has it is finished
         error.txt        why it failed
 
-Training in a folder that holds `last.ckpt` continues it, in the same MLflow run. One process at a time.
+Training in a folder that holds `last.ckpt` resumes it, in the same MLflow run. One process at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..settings import process, project
-from ..settings.config import compose
+from ..settings.config import compose, from_root
 from ..settings.errors import UserError
 from ..settings.files import atomic_file, atomic_write
 
@@ -45,11 +45,11 @@ class Run:
 
     Args:
         folder: of the run; it need not exist yet.
-        anew: why what the folder holds is of another run, and is deleted when this one starts; empty if it is kept.
+        starts_over: why the folder holds another run, which is deleted when this one starts; empty if it is kept.
     """
 
     folder: Path
-    anew: str = ""
+    starts_over: str = ""
 
     @property
     def about(self) -> Path:
@@ -140,8 +140,8 @@ class Run:
         return self.checkpoints / f"phase-{phase}.ckpt"
 
     def checkpoint(self) -> Path | None:
-        """What to go on from."""
-        return self.last if self.last.exists() and not self.anew else None
+        """The checkpoint to resume from, if there is one."""
+        return self.last if self.last.exists() and not self.starts_over else None
 
     def module(self) -> str:
         """Of the script that trains here: `my_project.train`.
@@ -210,14 +210,15 @@ def find(folder: str | None) -> Run:
     Raises:
         UserError: there is none, or it has no checkpoint yet.
     """
+    runs = project.from_root(RUNS)
     if folder is None:
-        checkpoints = sorted(RUNS.rglob("checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        checkpoints = sorted(runs.rglob("checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
         if not checkpoints:
-            raise UserError(f"there is no trained run in {RUNS.resolve()}. Run: make train")
+            raise UserError(f"there is no trained run in {runs.resolve()}. Run: make train")
         return Run(checkpoints[-1].parent.parent)
-    run = Run(Path(folder))
+    run = Run(Path(folder) if Path(folder).exists() else project.from_root(Path(folder)))
     if not run.folder.exists() and re.fullmatch("[0-9a-f]{32}", folder):
-        ids = (file for file in RUNS.rglob("mlflow_run_id") if file.read_text(encoding="utf-8").strip() == folder)
+        ids = (file for file in runs.rglob("mlflow_run_id") if file.read_text(encoding="utf-8").strip() == folder)
         if (file := next(ids, None)) is None:
             raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
         run = Run(file.parent)
@@ -254,7 +255,7 @@ def load_config(run: Run, *, complete: bool = False) -> DictConfig:
                 f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken.",
                 file=sys.stderr,
             )
-    return cfg
+    return from_root(cfg)
 
 
 def _fill(cfg: DictConfig, defaults: DictConfig, prefix: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..settings.errors import UserError
-from .run import Run, load_config
+from .run import Run, find, load_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -23,12 +23,16 @@ class Trained(NamedTuple):
     data: Any  # of the owner's class of LightningDataModule
 
 
-def load(run: Run) -> Trained:
+def load(run: Run | Path | str) -> Trained:
     """What the run has trained, built by `build_task(cfg)` and `build_data(cfg)` of its training script.
+
+    Args:
+        run: or its folder, also as it is named from the project's root on.
 
     Raises:
         UserError: the run is damaged, or its script or model is another by now.
     """
+    run = run if isinstance(run, Run) else find(str(run))
     cfg, script = load_config(run, complete=True), run.script()
     absent = [name for name in ("build_task", "build_data") if not hasattr(script, name)]
     if absent:

@@ -54,6 +54,7 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
 # the engine reads these by name: what is added to them nobody sees, but for what is open
 READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking"}
 OPEN = ("launch.extra.", "search.space.")
+SQLITE = "sqlite:///"  # before the path of MLflow's database
 # of each group, which of the engine's files has all that the engine reads; conf/runengine.yaml is in no group
 NEEDED = {
     "": "runengine",
@@ -62,9 +63,9 @@ NEEDED = {
     "search": "search/optuna",
     "launch": "launch/local",
 }
-# they do not change what a run computes
+# they do not change what a run computes; the first only how it is started, the others also what is recorded
 HOW_STARTED = frozenset({"launch", "restart_if_changed", "run_dir", "search", "seeds", "sweep_dir"})
-RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "loggers", "register", "tags", "tracking"}  # nor do these
+RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "loggers", "register", "tags", "tracking"}
 
 # conf/runengine.yaml: what was chosen makes a sweep, also without -m
 OmegaConf.register_new_resolver(
@@ -160,15 +161,15 @@ def _refuse_what_nothing_reads(config_name: str, overrides: Sequence[str]) -> No
 
 def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """Every setting as (dotted key, value), interpolations resolved."""
+    yield from _walk(OmegaConf.to_container(cfg, resolve=True), "")
 
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
 
-    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _walk(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
 
 
 def deciding(cfg: DictConfig) -> dict[str, Any]:
@@ -188,7 +189,38 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     if GlobalHydra.instance().is_initialized():  # inside the program
         return hydra.compose(config_name, overrides=list(overrides))
     with hydra.initialize_config_dir(str(project.current().conf), version_base="1.3"):
-        return hydra.compose(config_name, overrides=list(overrides))
+        return from_root(hydra.compose(config_name, overrides=list(overrides)))
+
+
+def from_root(cfg: DictConfig) -> DictConfig:
+    """With whole paths, if this process stands outside of the project's root, as a notebook does."""
+    root = project.at_hand()
+    if root is None or root == Path.cwd():
+        return cfg
+    for key, value in _texts(cfg):
+        if "${" not in value and (key == "data.folder" or ("/" in value and (root / value).exists())):
+            OmegaConf.update(cfg, key, str(root / value))
+        elif SQLITE in value:
+            file = Path(OmegaConf.select(cfg, key).removeprefix(SQLITE))
+            OmegaConf.update(cfg, key, f"{SQLITE}{(root / file).as_posix()}")
+    return cfg
+
+
+def in_root(cfg: DictConfig) -> DictConfig:
+    """A copy for a process that stands in the project's root, with paths from there on: the project may move."""
+    cfg, root = cfg.copy(), Path.cwd()
+    for key, value in _texts(cfg):
+        for before, short in ((f"{root}/", ""), (f"{SQLITE}{root.as_posix()}/", f"{SQLITE}./")):
+            if value.startswith(before):
+                OmegaConf.update(cfg, key, short + value.removeprefix(before))
+    return cfg
+
+
+def _texts(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Every setting that is a text, interpolations as they are written."""
+    for key, value in list(_walk(OmegaConf.to_container(cfg), "")):
+        if isinstance(value, str):
+            yield key, value
 
 
 def answer_help(doc: str | None, config_name: str) -> None:
@@ -242,7 +274,7 @@ def _same_type(value: Any, default: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false,", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    names = {bool: "true or false,", int: "an integer", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), type(value).__name__)
 
 

@@ -37,7 +37,7 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",  # batches of data in memory are indexed
         ".*your dataloader is not resumable.*",  # data/loader.py resumes in the middle of an epoch
         ".*callbacks used to create the checkpoint need to be provided.*",  # settings that differ are refused before
-        ".*Checkpoint directory .* exists and is not empty.*",  # a continued run's does
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's does
         ".*srun.* command is available.*",  # process.py knows whether it was used
         ".*LeafSpec.*",  # Lightning 2.6.6 with torch 2.13
     ):

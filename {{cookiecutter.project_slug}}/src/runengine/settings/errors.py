@@ -1,4 +1,4 @@
-"""Mistakes a user can mend, told in one sentence instead of a traceback."""
+"""Mistakes that a user can fix, shown as one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import time
 import traceback
@@ -17,8 +18,9 @@ from .. import manifest
 from . import process
 from .console import first_line
 
-CONTINUE_ME = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL of sysexits.h
+RESUME_ME = 75  # exit status of what was stopped and can be resumed: EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+PIPE_CLOSED = 141  # and for a program whose reader has ended: 128 and the number of SIGPIPE
 
 # What says that the machine is at fault rather than the program: its GPU, driver, libraries, memory, limits.
 DEVICE_ERRORS = re.compile(
@@ -27,7 +29,7 @@ DEVICE_ERRORS = re.compile(
 )
 LOOK_AT_THE_MACHINE = "This looks like the machine's fault, not the program's. Look at it with: make doctor"
 
-# Of all OSErrors, those that the user mends outside the program; others are bugs and keep their traceback.
+# Of all OSErrors, those that the user fixes outside the program; others are bugs and keep their traceback.
 OS_ERRORS = {
     errno.ENOSPC: "the disk is full. Free some space",
     errno.EDQUOT: "the disk quota is used up. Free some space",
@@ -39,20 +41,28 @@ OS_ERRORS = {
 
 
 class UserError(ValueError):
-    """Shown to the user as it is: what is wrong, what was found, what was wanted, what to do."""
+    """Shown to the user unchanged: what is wrong, what was found, what was wanted, what to do."""
 
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn a user's mistake into one line on stderr and exit status 1; let every other error through."""
+    """Turn a user's mistake into one line on stderr and exit status 1; let every other error through.
+
+    What a command does goes in here: it happens in the project's root, wherever the command was typed.
+    """
+    from .start import start
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own paragraphs
     try:
+        start()
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if logging.getLogger().handlers:
-            logging.getLogger(__name__).exception("stopped")  # the whole traceback, into train.log
+            logging.getLogger(__name__).exception("stopped")  # the traceback goes into train.log
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            sys.exit(PIPE_CLOSED)
         sentence = explain(error)
         if sentence is None:
             if is_of_the_device(error) and LOOK_AT_THE_MACHINE not in getattr(error, "__notes__", []):
@@ -64,17 +74,41 @@ def friendly_errors() -> Iterator[None]:
             sys.exit(1 if process.starter() else 0)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        _reader_has_left()  # or Python would complain at its end
+
+
+def _reader_has_left() -> bool:
+    """Has the program that reads standard output ended, as `head` does when it has enough? Then drop what is left."""
+    try:
+        sys.stdout.flush()
+        output = sys.stdout.fileno()
+    except BrokenPipeError:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # no file of the system, as in a notebook
+        return False
+    else:
+        if not hasattr(select, "poll"):  # Windows
+            return False
+        look = select.poll()
+        look.register(output, select.POLLOUT)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0)):
+            return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for this error, or None if it is not the user's to mend."""
+    """The sentence for this error, or None if it is not the user's to fix."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ImportError) and (sentence := manifest.incomplete()):
         return sentence
     if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
         look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
-        return f"another process of this run was killed or failed; what it said is above. {look}Go on with: make resume"
+        return f"another process of this run was killed or failed; what it said is above. {look}Resume: make resume"
     if type(error).__name__ == "OutOfMemoryError":  # torch's; imported it need not be
         said = first_line(error).split(". GPU")[0].rstrip(".")
         return f"{said}. Try half of data.batch_size, or see who holds the GPU's memory: make doctor"
@@ -148,7 +182,7 @@ def _explain_hydra(error: BaseException) -> str | None:
         target = re.search(r"target '([^']+)'", str(error))
         if target and "locating target" in str(error):
             return f"{target[1]} cannot be found: a _target_ must name a class or function, such as torch.optim.AdamW."
-        # any other error is a mistake in the class itself, and its traceback tells more
+        # any other error is a mistake in the class itself, and its traceback says more
         return f"{target[1]} cannot be built: {cause}" if target and _is_refusal(cause) else None
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error, "hydra."):
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]

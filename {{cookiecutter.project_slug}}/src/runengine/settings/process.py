@@ -1,6 +1,6 @@
-"""What this process is told by whatever started it: its rank, and the job of Slurm that it is in.
+"""What this process knows from whatever started it: its rank, and the job of Slurm that it is in.
 
-| started by                       | this process is told by               |
+| started by                       | this process knows it by              |
 |----------------------------------|---------------------------------------|
 | nobody, or Lightning for devices | LOCAL_RANK, in the children alone     |
 | torchrun                         | TORCHELASTIC_RUN_ID, RANK, WORLD_SIZE |

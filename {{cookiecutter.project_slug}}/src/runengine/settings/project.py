@@ -1,6 +1,6 @@
 """The project that uses the engine: its package, its settings, and the training script that runs.
 
-A script tells it by `@runengine.main`. The engine's own commands read it from `pyproject.toml`:
+A script names it by `@runengine.main`. The engine's own commands read it from `pyproject.toml`:
 
     [tool.runengine]
     package = "my_project"
@@ -9,6 +9,7 @@ A script tells it by `@runengine.main`. The engine's own commands read it from `
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,8 +70,7 @@ def check_imports() -> None:
     """The engine must be the project's own: one environment may hold two projects, or be another project's.
 
     Raises:
-        UserError: another engine was imported, or the one of this project lacks its plugin for Hydra, which could come
-            from another project.
+        UserError: another engine was imported.
     """
     places = [_used[0].folder.parent] if _used else []
     if here := next(_settings_files([Path.cwd()]), None):
@@ -83,6 +83,14 @@ def check_imports() -> None:
                 f"this environment imports the engine of another project: {ENGINE_FOLDER} in place of {own}. Give each "
                 "project an environment of its own: make clean-env setup"
             )
+
+
+def check_plugin() -> None:
+    """What the engine adds to Hydra must come with it: without, Hydra would take that of another project.
+
+    Raises:
+        UserError: it is missing.
+    """
     if not (ENGINE_FOLDER / PLUGIN).is_file() and (sentence := incomplete()):
         raise UserError(sentence)
 
@@ -107,6 +115,25 @@ def root() -> Path:
         UserError: no `pyproject.toml` here or above names a package.
     """
     return _settings_file()[0].parent
+
+
+def at_hand() -> Path | None:
+    """The root of the project this process works for; None where its `pyproject.toml` is not at hand.
+
+    It is looked for here and above, then where the code lies: a command may be typed outside of the project.
+    """
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    places = [Path.cwd(), *(used.folder for used in _used), ENGINE_FOLDER, *([Path(program).parent] if program else [])]
+    for file, package in _settings_files(places):
+        if not _used or _used[0].package == package:
+            return file.parent
+    return None
+
+
+def from_root(path: Path) -> Path:
+    """The same for a process that stands elsewhere, as a notebook does: commands go to the root when they begin."""
+    root = at_hand()
+    return path if root in (None, Path.cwd()) else Path(str(root)) / path
 
 
 def groups() -> list[str]:

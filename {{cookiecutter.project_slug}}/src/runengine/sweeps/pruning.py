@@ -1,4 +1,4 @@
-"""What a trial of a search does beside its training: it reports to the study, and stops when it is not promising."""
+"""What a trial of a search does during its training: it reports to the study, and stops when it is not promising."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .search import storage
 
 
 class Report(Callback):
-    """Tells the study how the trial is doing, and stops it when the others were better at the same epoch.
+    """Reports to the study how the trial is doing, and stops it when the others were better at the same epoch.
 
     Writes `pruned` into the run's folder when it does.
 
@@ -57,6 +57,6 @@ class Report(Callback):
             study_name=self.story["study"], storage=storage(self.folder / self.story["storage"]), pruner=pruner
         )
         trial, known = open_trial(study, self.story["trial"])
-        if epoch not in known.intermediate_values:  # a continued run comes by the same epoch again
+        if epoch not in known.intermediate_values:  # a resumed run repeats an epoch that it has reported
             trial.report(value, epoch)
         return trial.should_prune()

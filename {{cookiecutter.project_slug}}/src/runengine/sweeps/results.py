@@ -1,4 +1,4 @@
-"""What came out of a sweep: `sweep.csv`, a table on the screen, and the command that trains the best run again."""
+"""The results of a sweep: `sweep.csv`, a table on the screen, and the command that trains the best run again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ class Job:
     @property
     def command(self) -> str:
         """What trains the same again, in a folder of its own."""
-        return shlex.join(["python", "-m", Run(self.folder).module(), *self.overrides])
+        return again(Run(self.folder).module(), self.overrides)
+
+
+def again(module: str, overrides: Sequence[str]) -> str:
+    """The command that trains with these settings."""
+    return shlex.join(["python", "-m", module, *overrides])
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Ranking:
         return value if self.mode == "min" else -value
 
 
-def tell(folder: Path, jobs: Sequence[Job], ranking: Ranking) -> dict[str, float]:
+def report(folder: Path, jobs: Sequence[Job], ranking: Ranking) -> dict[str, float]:
     """Write and print the table of the runs, the best first.
 
     Returns:
@@ -110,7 +115,7 @@ def write_runs(folder: Path, jobs: Sequence[Job]) -> tuple[list[dict[str, Any]],
 
 
 def read(job: Job) -> dict[str, Any]:
-    """What the run's folder tells: its state, the metrics of its best epoch, the seconds it took."""
+    """What the run's folder says: its state, the metrics of its best epoch, the seconds it took."""
     row: dict[str, Any] = {"run": job.name, "state": job.state, "run_dir": job.folder.as_posix()}
     run = Run(job.folder)
     for file in (run.metrics, run.test_metrics):

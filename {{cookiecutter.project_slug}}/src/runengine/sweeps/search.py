@@ -3,7 +3,8 @@
     python -m my_project.train search=default search.trials=50 search.space.optimizer.lr.high=0.01
 
 The study is a file in the sweep's folder, `optuna.log`, that works on network file systems too; every job reads and
-writes it. A trial that was stopped or has failed stays RUNNING there and is run again when the sweep is continued.
+writes it. A trial that was stopped or has failed stays RUNNING there and is run again when the sweep is resumed. With
+`seeds=3` a trial is three runs, and its value is their mean.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,18 +33,21 @@ GIVE_UP_AFTER = 3  # failed trials with none that went well: the search itself i
 
 
 class Search:
-    """Asks the study for trials and tells it their outcome.
+    """Asks the study for trials and reports their results to it.
 
     Args:
         folder: the sweep's.
         settings: `search` of the configuration.
         typed: what all trials have in common.
+        seeds: of the runs of each trial; without them a trial is one run, and may be stopped early.
     """
 
-    def __init__(self, folder: Path, settings: DictConfig, typed: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, settings: DictConfig, typed: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> None:
         import optuna
 
-        self.folder, self.settings, self.typed = folder, settings, list(typed)
+        self.folder, self.settings, self.typed, self.seeds = folder, settings, list(typed), seeds
         cfg = compose(project.current().script, typed)
         self.monitor = cfg.monitor
         self.space = _distributions(settings, cfg)
@@ -53,73 +58,91 @@ class Search:
             direction="minimize" if cfg.monitor.mode == "min" else "maximize",
             load_if_exists=True,
         )
-        self.jobs = [self._job(trial) for trial in self.study.get_trials(deepcopy=False)]
+        self.trials = [self._runs(trial) for trial in self.study.get_trials(deepcopy=False)]
+        self.jobs = [job for trial in self.trials for job in trial]
 
     def batches(self) -> Iterator[list[Job]]:
         """The trials that were interrupted, then new ones; each batch is to be run before the next is asked for."""
-        waiting = [job for job in self.jobs if self._tell(job) is None]
-        while waiting or len(self.jobs) < self.settings.trials:
-            while len(waiting) < self.settings.parallel and len(self.jobs) < self.settings.trials:
+        numbers = range(len(self.trials))
+        waiting = [number for number in numbers if not self._tell(number)]
+        while waiting or len(self.trials) < self.settings.trials:
+            while len(waiting) < self.settings.parallel and len(self.trials) < self.settings.trials:
                 waiting.append(self._ask())
             batch, waiting = waiting[: self.settings.parallel], waiting[self.settings.parallel :]
-            for job in batch:
-                self._prepare(job)
-            yield batch
-            for job in batch:
-                self._tell(job)
-            states = [job.state for job in self.jobs]
+            for number in batch:
+                self._prepare(number)
+            yield [job for number in batch for job in self.trials[number] if job.state != "finished"]
+            for number in batch:
+                self._tell(number)
+            states = [state_of(trial) for trial in self.trials]
             if states.count("failed") >= GIVE_UP_AFTER and not {"finished", "pruned"} & set(states):
                 return
 
-    def _ask(self) -> Job:
-        # a generator for each trial: a search that is continued goes on as if it had never stopped
-        self.study.sampler = _sampler(self.settings, self.settings.seed + len(self.jobs))
+    def _ask(self) -> int:
+        # a generator for each trial: a search that is resumed draws what it would have drawn
+        self.study.sampler = _sampler(self.settings, self.settings.seed + len(self.trials))
         trial = self.study.ask(self.space)
-        self.jobs.append(self._job(trial))
-        return self.jobs[-1]
+        self.trials.append(self._runs(trial))
+        self.jobs += self.trials[-1]
+        return trial.number
 
-    def _job(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Job:
+    def _runs(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> list[Job]:
+        """The runs of a trial; those of the next one are numbered from there on."""
         chosen = [f"{key}={_as_override(value)}" for key, value in trial.params.items()]
-        return Job(self.folder / f"{trial.number:03d}", (*self.typed, *chosen))
+        seeds = [(f"seed={seed}",) for seed in self.seeds] if self.seeds else [()]
+        return [
+            Job(self.folder / f"{number:03d}", (*self.typed, *chosen, *seed))
+            for number, seed in enumerate(seeds, start=trial.number * len(seeds))
+        ]
 
-    def _prepare(self, job: Job) -> None:
-        """What the job needs to report to the study; paths are relative to its folder, as the sweep may be moved."""
+    def _prepare(self, number: int) -> None:
+        """What a run needs to report to the study; paths are relative to its folder, as the sweep may be moved."""
+        if self.seeds:
+            return  # a trial is as good as the mean of its runs, which is known at their end: none is stopped early
+        (job,) = self.trials[number]
         job.folder.mkdir(exist_ok=True)
         story = {
             "storage": "../optuna.log",
             "study": STUDY,
-            "trial": int(job.name),
+            "trial": number,
             "metric": self.monitor.metric,
             "pruning_after_trials": self.settings.pruning_after_trials if self.settings.pruning else None,
             "pruning_after_epochs": self.settings.pruning_after_epochs,
         }
         Run(job.folder).trial.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
 
-    def _tell(self, job: Job) -> str | None:
-        """The state that the study now has; None if the trial is to be run (again)."""
+    def _tell(self, number: int) -> bool:
+        """Whether the study knows how the trial ended; if not, it is to be run (again)."""
         from optuna.trial import TrialState
 
-        number = int(job.name)
-        if not self.study.get_trials(deepcopy=False)[number].state.is_finished():
-            if job.state == "pruned":
-                self.study.tell(number, state=TrialState.PRUNED)
-            elif job.state == "finished":
-                value = read_metrics(Run(job.folder).metrics).get(self.monitor.metric, math.nan)
-                if math.isfinite(value):
-                    self.study.tell(number, value)
-                else:  # it diverged: another try would, too
-                    self.study.tell(number, state=TrialState.FAIL)
-            else:
-                return None
-        return job.state
+        if self.study.get_trials(deepcopy=False)[number].state.is_finished():
+            return True
+        state = state_of(self.trials[number])
+        if state == "pruned":
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif state == "finished":
+            runs = [read_metrics(Run(job.folder).metrics) for job in self.trials[number]]
+            value = statistics.fmean(float(metrics.get(self.monitor.metric, math.nan)) for metrics in runs)
+            if math.isfinite(value):
+                self.study.tell(number, value)
+            else:  # it diverged: another try would, too
+                self.study.tell(number, state=TrialState.FAIL)
+        return state in ("pruned", "finished")
 
 
-def check_space(settings: DictConfig, typed: Sequence[str]) -> None:
+def state_of(trial: Sequence[Job]) -> str:
+    """Of a trial: that of its runs, and the worst where they differ."""
+    states = {job.state for job in trial}
+    return next(state for state in ("failed", "unfinished", "pruned", "finished") if state in states)
+
+
+def check_space(settings: DictConfig, typed: Sequence[str], seeds: Sequence[int] | None = None) -> None:
     """Refuse a search that cannot run, before anything starts.
 
     Args:
         settings: `search` of the configuration.
         typed: what all trials have in common.
+        seeds: of the runs of each trial, if it is several.
     """
     script = project.current().script
     cfg = compose(script, typed)
@@ -130,6 +153,8 @@ def check_space(settings: DictConfig, typed: Sequence[str]) -> None:
             "a search needs what it shall improve, but monitor.metric is null. Try monitor.metric=val/loss."
         )
     space = _distributions(settings, cfg)
+    if seeds and "seed" in space:
+        raise UserError("search.space.seed and seeds=... exclude each other. Leave one of them out.")
     fixed = {override.split("=", 1)[0] for override in typed} & space.keys()
     if fixed:
         key = min(fixed)
@@ -140,7 +165,7 @@ def check_space(settings: DictConfig, typed: Sequence[str]) -> None:
 
 
 def _distributions(settings: DictConfig, cfg: DictConfig) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The space as Optuna's own distributions; whole numbers where the setting is one."""
+    """The space as Optuna's own distributions; of integers where the setting is one."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     known = dict(flatten(cfg))

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.run import Run
-from .results import Job, print_table, read_metrics, settings, shown, write_csv, write_runs
+from .results import (
+    ROWS_SHOWN,
+    Job,
+    Ranking,
+    again,
+    print_table,
+    read_metrics,
+    settings,
+    shown,
+    write_csv,
+    write_runs,
+)
 
 COLUMNS = ["metric", "mean", "std", "95 % from", "95 % to", "least", "greatest", "seeds"]
 
@@ -46,7 +57,34 @@ def evaluate_all(folders: Sequence[Path]) -> None:
             print(f"run {run.folder.name}: {shown}", flush=True)
 
 
-def tell_seeds(folder: Path, jobs: Sequence[Job], monitored: str | None) -> dict[str, float]:
+def report_trials(folder: Path, trials: Sequence[Sequence[Job]], ranking: Ranking) -> dict[str, float]:
+    """Write and print one row for each trial of a search, the best mean first; one that lacks a run has none.
+
+    Returns the best mean."""
+    metric = str(ranking.metric)
+    rows, changing, _ = write_runs(folder, [job for trial in trials for job in trial])
+    of_run = {row["run"]: row for row in rows}
+    table: list[dict[str, Any]] = []
+    for number, trial in enumerate(trials):
+        values = [of_run[job.name][metric] for job in trial if metric in of_run[job.name]]
+        known = summarize(values) if len(values) == len(trial) else {"seeds": len(values)}
+        table.append({"trial": number, **settings(trial[0]), "metric": metric, **known, "": ""})
+    table.sort(key=lambda row: ranking.key({metric: row.get("mean", math.nan)}))  # the earlier of two equal ones first
+    changing = [key for key in changing if key != "seed"]
+    write_csv(folder / "seeds.csv", ["trial", *changing, *COLUMNS], table)
+    if not table or math.isinf(ranking.key({metric: table[0].get("mean", math.nan)})):
+        return {}
+    table[0][""] = "best"
+    print_table(["trial", *changing, "metric", "mean", "std", "seeds", ""], table[:ROWS_SHOWN])
+    if len(table) > ROWS_SHOWN:
+        print(f"... and {len(table) - ROWS_SHOWN} more in {folder / 'seeds.csv'}")
+    best = trials[table[0]["trial"]]
+    typed = [*best[0].overrides[:-1], f"seeds={len(best)}"]  # in place of its seed
+    print(f"train the best again, and measure it on the test split: {again(Run(best[0].folder).module(), typed)}")
+    return {f"{metric}/mean": table[0]["mean"]}
+
+
+def report_seeds(folder: Path, jobs: Sequence[Job], monitored: str | None) -> dict[str, float]:
     """Write and print one row for each combination and metric: those of the test split, then what is monitored.
 
     Returns the means, if there is one combination only."""

@@ -2,8 +2,8 @@
 
     python -m my_project.train -m optimizer.lr=0.001,0.01 model=cnn,mlp    # every combination
     python -m my_project.train seeds=10                                # how much of a result is luck?
-    python -m my_project.train search=default                          # Optuna chooses settings
-    python -m my_project.train sweep_dir=runs/digits/sweep-…           # continue a sweep that was stopped
+    python -m my_project.train search=default                          # Optuna chooses settings; with seeds=3 by a mean
+    python -m my_project.train sweep_dir=runs/digits/sweep-…           # resume a sweep that was stopped
 
     runs/<experiment>/sweep-<start to the microsecond>-<random>/
         sweep.yaml         what was typed, and the runs that follow from it
@@ -24,7 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,19 +37,20 @@ from ..runs import provenance
 from ..runs.run import RUNS, Run
 from ..settings import process, project
 from ..settings.config import HOW_STARTED, check, compose, flatten, typed_key
-from ..settings.errors import CONTINUE_ME, UserError, explain
+from ..settings.errors import RESUME_ME, UserError, explain
+from ..settings.start import quoted
 from ..tracking import mlflow_client, mlflow_sync, payload
 from ..tracking.mlflow_client import Access
 from ..tracking.tracker import Sender
 from ..training import distributed
-from .results import Job, Ranking, tell
-from .seeds import evaluate_all, tell_seeds
+from .results import Job, Ranking, report
+from .seeds import evaluate_all, report_seeds, report_trials
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
 
-MAY_CHANGE = {"launch", "search.parallel", "search.trials"}  # when a sweep is continued: its runs stay the same
+MAY_CHANGE = {"launch", "search.parallel", "search.trials"}  # when a sweep is resumed: its runs stay the same
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, typed: Sequence[str]) -> None:
     """Run what was asked for, print how it went, and end the program.
 
-    Exit status 0: every run finished; 1: some failed; 75: the sweep was stopped and can be continued.
+    Exit status 0: every run finished; 1: some failed; 75: the sweep was stopped and can be resumed.
 
     Args:
         config: the composed configuration, without the lists.
@@ -86,10 +87,11 @@ def _lead(context: HydraContext, task: TaskFunction, config: DictConfig, folder:
         starts.write(json.dumps(provenance.start_record()) + "\n")
     sender = Sender(folder, first.tracking.mlflow_uri) if first.tracking.mlflow_uri else None
 
+    search = None
     if config.get("search"):
         from .search import Search
 
-        search = Search(folder, config.search, stored.first)
+        search = Search(folder, config.search, stored.first, _seeds(stored.first, config.seeds))
         batches, jobs, ranking = search.batches(), search.jobs, Ranking(first.monitor.metric, first.monitor.mode)
     else:
         unfinished = distributed.decide(lambda: [job for job in jobs if job.state != "finished"])
@@ -101,30 +103,35 @@ def _lead(context: HydraContext, task: TaskFunction, config: DictConfig, folder:
             launcher = _launcher(context, task, config, folder)
             for batch in batches:
                 _launch(launcher, config, batch)
-        if config.seeds is not None:
+        if config.seeds is not None and search is None:  # which looks at what is monitored, not at the test split
             evaluate_all([job.folder for job in jobs if job.state == "finished"])
     except (KeyboardInterrupt, SystemExit):
-        status = CONTINUE_ME
+        status = RESUME_ME
         if _slurm(config):
             print(f"the jobs stay in Slurm's queue. To cancel them: scancel --name={config.hydra.launcher.name}")
     except Exception as error:  # the launcher's: what it started may have finished all the same
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         first_line = (str(error).strip() or "no reason given").splitlines()[0]
         trouble = explain(error) or slurm.refusal(error) or ""
-        trouble = trouble or f"{type(error).__name__}: {first_line} The whole story: {folder / 'error.txt'}"
+        trouble = trouble or f"{type(error).__name__}: {first_line} The traceback: {folder / 'error.txt'}"
 
     failed = [job for job in jobs if job.state in ("failed", "unfinished")]
     status = status or int(bool(failed or trouble))
     seconds = time.monotonic() - started
     print(f"\nsweep {folder}: {len(jobs) - len(failed)} of {len(jobs)} runs finished, {seconds:.0f} s")
-    best = tell(folder, jobs, ranking) if config.seeds is None else tell_seeds(folder, jobs, ranking.metric)
-    for job in failed if status != CONTINUE_ME else []:
+    if config.seeds is None:
+        best = report(folder, jobs, ranking)
+    elif search is None:
+        best = report_seeds(folder, jobs, ranking.metric)
+    else:
+        best = report_trials(folder, search.trials, ranking)
+    for job in failed if status != RESUME_ME else []:
         print(f"error: run {job.name}: {job.error} See {Run(job.folder).log}", file=sys.stderr)
     if trouble:
         print(f"error: {trouble}", file=sys.stderr)
     if status:
-        print(f"go on with: python -m {project.current().module} sweep_dir={folder}")
-    _close(sender, folder, jobs, {0: "FINISHED", 1: "FAILED", CONTINUE_ME: "KILLED"}[status], best)
+        print(f"resume with: python -m {project.current().module} sweep_dir={folder}")
+    _close(sender, folder, jobs, {0: "FINISHED", 1: "FAILED", RESUME_ME: "KILLED"}[status], best)
     if status:
         sys.exit(status)
 
@@ -138,9 +145,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"{folder} is in use: another process goes on with this sweep. Wait for it, or stop it."
-        ) from None
+        raise UserError(f"{folder} is in use: another process runs this sweep. Wait for it, or stop it.") from None
     try:
         yield
     finally:
@@ -155,7 +160,7 @@ def _follow(context: HydraContext, task: TaskFunction, config: DictConfig, folde
 
 @contextmanager
 def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
-    """One run of a sweep: if it fails, `error.txt` says why, and the other runs go on.
+    """One run of a sweep: if it fails, `error.txt` says why, and the other runs continue.
 
     Its `sys.argv` are those of a single run: so MLflow shows them.
     """
@@ -186,7 +191,7 @@ def one_run(folder: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def _start(config: DictConfig, typed: Sequence[str]) -> Path:
-    """The folder of a new sweep; whatever is wrong with any of its runs is told before it is made."""
+    """The folder of a new sweep; a mistake in any of its runs is reported before it is made."""
     kept = [override for override in typed if _group(override) not in HOW_STARTED]
     if any(typed_key(override) == "run_dir" for override in typed):
         raise UserError("run_dir is not for sweeps, which make a folder for each run. Leave it out.")
@@ -196,12 +201,10 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
         raise UserError(
             f"search cannot be started by {process.starter()}. Start one process; trainer=ddp makes the others itself."
         )
-    if searched and seeds is not None:
-        raise UserError("search and seeds exclude each other. Search first, then train the best with seeds.")
     if searched and len(jobs) > 1:
         raise UserError("search and lists of values exclude each other. Give the list to the search, as its choices.")
-    if seeds is not None:
-        jobs = [[*job, f"seed={seed}"] for job in jobs for seed in _seeds(job, seeds)]
+    if not searched:
+        jobs = [[*job, *seed] for job in jobs for seed in _typed_seeds(job, seeds)]
     first = jobs[0]
     script = project.current().script
     for job in jobs:
@@ -210,7 +213,7 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
         from .search import check_space
 
         check(compose(script, typed), script, typed)
-        check_space(config.search, first)
+        check_space(config.search, first, _seeds(first, seeds))
 
     started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
     name = f"sweep-{started_at}-{secrets.token_hex(3)}"
@@ -219,6 +222,7 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
     params = {typed_key(override).lstrip("+~"): override.partition("=")[2] for override in kept}
     if searched:
         params |= {f"search.{key}": str(value) for key, value in flatten(config.search)}
+        params |= {"seeds": str(seeds)} if seeds is not None else {}
     story = {
         "script": script,
         "arguments": list(typed),
@@ -228,14 +232,24 @@ def _start(config: DictConfig, typed: Sequence[str]) -> Path:
         "jobs": [] if searched else jobs,
     }
     (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(story)), encoding="utf-8")
-    print(f"sweep {folder}: {config.search.trials if searched else len(jobs)} runs", flush=True)
+    runs = f"{config.search.trials if searched else len(jobs)} runs"
+    if searched and seeds is not None:
+        runs = f"{config.search.trials} trials of {seeds} runs, of which none is stopped early"
+    print(f"sweep {folder}: {runs}", flush=True)
     return folder
 
 
-def _seeds(job: Sequence[str], count: Any) -> range:
-    """`count` seeds from the job's own."""
+def _typed_seeds(job: Sequence[str], count: Any) -> list[list[str]]:
+    """What is added for each run of these settings: nothing, if it is one."""
+    return [[]] if count is None else [[f"seed={seed}"] for seed in _seeds(job, count) or ()]
+
+
+def _seeds(job: Sequence[str], count: Any) -> range | None:
+    """`count` seeds from the job's own; None if no number of seeds was typed."""
+    if count is None:
+        return None
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UserError(f"seeds must be a whole number >= 1, got {count}. Try seeds=5.")
+        raise UserError(f"seeds must be an integer >= 1, got {count}. Try seeds=5.")
     seed = compose(project.current().script, job).seed
     return range(seed, seed + count)
 
@@ -254,7 +268,7 @@ def _continue(folder: Path, context: HydraContext, config: DictConfig, typed: Se
     contradicting = [override for override in new if not {_group(override), typed_key(override)} & MAY_CHANGE]
     if contradicting:
         raise UserError(
-            f"{folder} was started without {' '.join(contradicting)}: a sweep is continued as it was. "
+            f"{folder} was started without {' '.join(contradicting)}: a sweep is resumed with its own settings. "
             "Leave this out, or leave sweep_dir out to start a new sweep."
         )
     replaced = {typed_key(override) for override in new}
@@ -290,7 +304,9 @@ def _launch(launcher: Launcher, config: DictConfig, batch: Sequence[Job]) -> Non
     for job in batch:
         Run(job.folder).error.unlink(missing_ok=True)
     try:
-        launcher.launch([[*job.overrides, _run_dir(job.folder)] for job in batch], initial_job_idx=int(batch[0].name))
+        jobs = [[*job.overrides, f"run_dir={quoted(job.folder)}"] for job in batch]
+        with slurm.outside_of_a_job() if _slurm(config) else nullcontext():
+            launcher.launch(jobs, initial_job_idx=int(batch[0].name))
     except Exception as error:
         if _slurm(config) and not slurm.refusal(error):  # it gives up at the first job that was cancelled
             slurm.wait(config.hydra.launcher.name)
@@ -301,17 +317,12 @@ def _slurm(config: DictConfig) -> bool:
     return str(config.hydra.launcher._target_).endswith("SlurmLauncher")
 
 
-def _run_dir(folder: Path) -> str:
-    """In Hydra's quotes: a path may hold blanks, commas and signs that mean something to Hydra."""
-    return "run_dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 @contextmanager
 def _terminated_is_stopped() -> Iterator[None]:
     """SIGTERM ends a sweep as Ctrl-C does."""
 
     def stop(*_: Any) -> None:
-        sys.exit(CONTINUE_ME)
+        sys.exit(RESUME_ME)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -321,7 +332,7 @@ def _terminated_is_stopped() -> Iterator[None]:
 
 
 def _add_seconds(folder: Path, seconds: float) -> None:
-    """A run that is continued adds up; what a killed attempt took is not known."""
+    """The time of a resumed run adds up; what a killed attempt took is not known."""
     if folder.is_dir():
         file = folder / "seconds"
         before = float(file.read_text(encoding="utf-8")) if file.exists() else 0.0

@@ -36,7 +36,7 @@ def quiet_mlflow() -> None:
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
-        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it raises is told in a sentence
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it raises is shown as a sentence
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who calls it tries again, and can be stopped meanwhile
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -61,7 +61,7 @@ def mlflow_client(uri: str) -> MlflowClient:
 
 @functools.cache  # the runs of a sweep ask once
 class Access:
-    """Asks a server, beside what the caller does, whether it lets this user in; a store in a file is not asked."""
+    """Asks a server, in a thread, whether it lets this user in; a store in a file is not asked."""
 
     def __init__(self, uri: str | None) -> None:
         self.uri = uri or ""
@@ -147,7 +147,7 @@ def status_of(error: Exception) -> int:
 
 
 def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
-    """A lock beside a database in a file: of many runs that start together, one makes it."""
+    """A lock next to a database in a file: of many runs that start together, one makes it."""
     file = _database(uri)
     if file is None:
         return nullcontext()
@@ -157,7 +157,7 @@ def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
 
 
 def artifacts_beside(uri: str, experiment: str) -> str | None:
-    """Beside a database in a file, not where the first run happened to be started; a server knows its own place."""
+    """Next to a database in a file, not where the first run happened to be started; a server knows its own place."""
     file = _database(uri)
     return (file.absolute().parent / "mlruns" / experiment).as_uri() if file else None
 

@@ -30,7 +30,7 @@ METRICS_A_REQUEST = 1000  # MLflow refuses more
 PARAMS_A_REQUEST = 100
 FILES_AT_ONCE = 8
 UNSENT = "unsent.json"
-LONGEST_PARAM = 6000  # letters; config.yaml has it whole
+LONGEST_PARAM = 6000  # letters; config.yaml has it in full
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class MlflowSync:
     def finish(self, status: str) -> None:
         """Everything, with files, model and status: FINISHED, FAILED or KILLED."""
         self.update(status)
-        if status != "KILLED":  # that one is to be continued: soon, and perhaps with little time to end
+        if status != "KILLED":  # that one is to be resumed: soon, and perhaps with little time to end
             self._send_files(self._client)
             record = read_record(self.folder)
             if record.register and (self.folder / "model/MLmodel").is_file() and status == "FINISHED":

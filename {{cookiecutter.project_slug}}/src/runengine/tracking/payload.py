@@ -62,7 +62,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """The files that belong into MLflow, as paths within the folder."""
+    """The files that go into MLflow, as paths within the folder."""
     for pattern in SWEEP_FILES if is_sweep(folder) else RUN_FILES:
         names = sorted(file.relative_to(folder).as_posix() for file in folder.glob(pattern) if file.is_file())
         yield from (name for name in names if name not in NOT_SENT and not name.startswith("."))

@@ -1,4 +1,4 @@
-"""A run's rows of metrics: into its folder, from there to TensorBoard and, beside the training, to MLflow.
+"""A run's rows of metrics: into its folder, from there to TensorBoard and, in a thread of its own, to MLflow.
 
 The training never waits for MLflow, and does not end because of it. What could not be sent stays in the folder, where
 `make sync`, or the next start, finds it: mlflow_sync.py.
@@ -78,7 +78,7 @@ class Tracker:
         return None if self.rows is None else _tensorboard(self.folder, self.rows)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row; a metric that has been measured at this step, before the run was killed, is left as it was."""
+        """One row; a metric that has been measured at this step, before the run was killed, is not changed."""
         with self.adding:
             new = {name: value for name, value in metrics.items() if (name, step) not in self.known}
             if not new:
@@ -203,7 +203,7 @@ class Sender:
                     self.mirror.finish(self.status)
                     return
                 self.mirror.update()
-            except Exception as error:  # of any kind: the training goes on
+            except Exception as error:  # of any kind: the training continues
                 self.mirror.ask_again()
                 self._tell(error)
                 self.asked_at = None
@@ -223,7 +223,7 @@ class Sender:
         """Once, until it answers again."""
         if not self.failing and not self.closing.is_set() and not isinstance(error, payload.NotYet):
             log.warning(
-                "MLflow at %s does not take this run (%s). Training goes on; everything is kept in the run's folder",
+                "MLflow at %s does not take this run (%s). Training continues; everything is kept in the run's folder",
                 mlflow_client.without_password(self.uri),
                 mlflow_client.why(error),
             )
@@ -288,7 +288,7 @@ def _monitors() -> list[Any]:
 
 
 def _tensorboard(folder: Path, rows: Sequence[dict[str, Any]]) -> Any:
-    """TensorBoard's files of this run, written anew with the rows there are: so each step is in them once."""
+    """TensorBoard's files of this run, written again from the rows there are, so that each step is in them once."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from ..compat import in_a_resumed_epoch, set_up_data_after_resuming
+from ..compat import in_a_resumed_epoch
 from ..runs.run import Run
 from ..settings import process
 from ..settings.errors import UserError
@@ -57,13 +57,13 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run is told to stop.
+    """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run gets a signal to stop.
 
     Watches the loss as well: a checkpoint with NaN in it must not take the place of a good one.
 
     Args:
         file: of the checkpoint.
-        signals: what tells the run to stop.
+        signals: those that stop the run.
         metric: is watched for NaN, too.
         every_n_steps, every_minutes: None for never.
     """
@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_at = time.monotonic()
         self.group: Any = None
         self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
-        self.ended = False  # before its last epoch: in the checkpoint, as Lightning would go on for one more
+        self.ended = False  # before its last epoch: in the checkpoint, as Lightning would train one more
         self.due: list[tuple[int, float]] = []  # schedulers that step after this checkpoint, and what each waits for
         self.step = 0  # of the last look at `every_n_steps`
 
@@ -97,7 +97,6 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.ended, self.due = False, []  # not those of an earlier call of `fit`; a checkpoint is loaded after this
         self.bad_step = None
-        set_up_data_after_resuming(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.ended
@@ -160,7 +159,7 @@ class LastCheckpoint(Checkpoint):
         return int(wanted[0]), bool(wanted[1])
 
     def _look_at(self, loss: torch.Tensor | None, step: int, *, now: bool) -> None:
-        """Note the first step with a bad loss, without waiting for the GPU; tell it when it is time to look."""
+        """Note the first step with a bad loss, without waiting for the GPU; report it when it is time to look."""
         if loss is None:
             return
         if self.bad_step is None:

@@ -1,6 +1,6 @@
 """What the GPU can do, and what a training takes of it: each choice with its reason.
 
-`trainer.precision=auto` (trainer=gpu) chooses here; a precision that is typed stays as it is typed.
+`trainer.precision=auto` (trainer=gpu) chooses here; a precision that is typed is not changed.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def environment() -> ClusterEnvironment:
-    """What tells Lightning which process this is: told here, as Lightning takes any Slurm job for one with srun."""
+    """Says to Lightning which process this is: Lightning itself takes any Slurm job for one started by srun."""
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment

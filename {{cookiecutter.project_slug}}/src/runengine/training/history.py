@@ -53,7 +53,7 @@ class History(Callback):
         self.ended = False  # the last call of `fit`, without an error
 
     def begin(self, more: bool) -> None:
-        """The next call of `fit` counts its epochs and steps from 0: in the rows they go on."""
+        """The next call of `fit` counts its epochs and steps from 0: in the rows they continue."""
         self.phase += 1
         self.more = more
         if self.rows:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class RankState(Callback):
     """What each process of a run has of its own: random generators and half-counted metrics.
 
-    The checkpoint has those of all; a continued run goes on as if nothing had happened.
+    The checkpoint has those of all, so that a resumed run draws what it would have drawn.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class RankState(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         metrics, sums = {}, {}
-        if compat.progress(trainer)[1]:  # at the end of an epoch they are counted, and begin anew
+        if compat.progress(trainer)[1]:  # at the end of an epoch they are reset
             sums = compat.logged_sums(trainer)
             for name, metric in _metrics(pl_module).items():
                 metrics[name] = {key: _on_cpu(value) for key, value in metric.metric_state.items()}
@@ -44,8 +44,12 @@ class RankState(Callback):
     ) -> None:
         """Before the loaders are made: the order of a plain one follows from the global random state."""
         self.saved = checkpoint["rank_states"]
-        if len(self.saved) == trainer.world_size:
-            _restore_random_state(self.saved[trainer.global_rank]["random"])
+
+        def restore() -> None:
+            if len(self.saved) == trainer.world_size:
+                _restore_random_state(self.saved[trainer.global_rank]["random"])
+
+        compat.before_data_are_set_up(trainer, restore)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         saved, self.saved = self.saved, []
@@ -53,7 +57,7 @@ class RankState(Callback):
             return
         if len(saved) != trainer.world_size:
             log.warning(
-                "trained by %d processes so far, now by %d: random numbers go on differently",
+                "trained by %d processes so far, now by %d: random numbers differ from here on",
                 len(saved),
                 trainer.world_size,
             )

@@ -14,7 +14,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # those that this system 
 
 
 class Stopped(Exception):
-    """The run was told to stop; its checkpoint is written.
+    """The run got a signal to stop; its checkpoint is written.
 
     Args:
         signum: by which signal.
@@ -53,7 +53,7 @@ class Signals:
         if kind is None and self.signum and callable(self.before.get(self.signum)):
             signal.raise_signal(self.signum)
 
-    def came(self) -> bool:
+    def received(self) -> bool:
         return self.signum != 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

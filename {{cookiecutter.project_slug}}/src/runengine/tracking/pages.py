@@ -1,0 +1,41 @@
+"""MLflow's pages in the browser.
+
+    python -m runengine mlflow --port 5001    # make mlflow PORT=5001
+
+They show the runs of this project's database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PORT = 5000
+DATABASE = "sqlite:///mlflow.db"
+
+
+def show(port: int) -> int:
+    """Serve them on this machine until that is stopped, unless the runs are on a server; returns the exit status."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DATABASE
+    if uri.startswith("http"):
+        print("MLflow: your runs are on the server that MLFLOW_TRACKING_URI names")
+        return 0
+    print(f'MLflow: http://127.0.0.1:{port}   (choose "Model training" at the top left; Ctrl-C ends it)', flush=True)
+    # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    env = {**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
+               "--port", str(port)]  # fmt: skip
+    try:
+        return subprocess.call(command, env=env)
+    except KeyboardInterrupt:
+        return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m runengine mlflow", description="Show runs in the browser.")
+    parser.add_argument("--port", type=int, default=PORT)
+    sys.exit(show(parser.parse_args().port))
