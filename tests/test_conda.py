@@ -519,7 +519,7 @@ def test_a_lock_is_used_where_it_fits(machine: NewMachine, program: str, listed:
     here.make("setup")
     assert here.calls == [f"{program} install --prefix ./.conda --file conda-lock.txt", pip, *CHECKED]
     printed = here.make("clean-env", "setup", FAKE_PLATFORM="osx-arm64")
-    assert "conda-lock.txt is not for this platform (osx-arm64) and is left aside.\n" in printed
+    assert "conda-lock.txt is not for this platform (osx-arm64) and is not used.\n" in printed
     assert here.calls[0].endswith("create --prefix ./.conda --file environment.yml")
     environment = here.project.path / "environment.yml"
     environment.write_text(environment.read_text() + "# changed\n")

@@ -73,7 +73,7 @@ lock_fits() {
     [ -f conda-lock.txt ] || return 1
     platform=$(echo "$info" | sed -n 's/^ *platform : *\([^ ]*\).*/\1/p')
     if ! grep "/$platform/" conda-lock.txt >/dev/null; then
-        echo "conda-lock.txt is not for this platform ($platform) and is left aside."
+        echo "conda-lock.txt is not for this platform ($platform) and is not used."
     elif ! grep -x "# environment.yml $(cksum <environment.yml)" conda-lock.txt >/dev/null; then
         echo "conda-lock.txt was written for another environment.yml and is not used; 'make lock' writes it again."
     else

@@ -1,4 +1,4 @@
-"""Send to MLflow what it could not take while the runs were on.
+"""Send to MLflow what it could not accept during the runs.
 
     python -m runengine sync                   # everything in runs/
     python -m runengine sync runs/digits/…     # this run, also if MLflow should have it already
