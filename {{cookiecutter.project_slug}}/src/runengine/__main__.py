@@ -26,8 +26,9 @@ UNLISTED = {  # typed by the Makefile and dvc.yaml alone
     "mlflow": "tracking.pages",
     "offer": "repository",
 }
+SUBCOMMANDS = {"promote", "serve"}  # of one module
 MODULES = {**{name: module for name, (module, _) in COMMANDS.items()}, **UNLISTED}
-SUBCOMMANDS = {"dvc-ready", "first-commit", "hooks", "offer", "promote", "serve"}  # of one module
+OF_GIT_AND_DVC = {"dvc-ready", "first-commit", "hooks", "offer"}  # any engine can do these, for the project at hand
 OF_THE_ENGINE = {"engine", "upgrade"}  # they work where files of the engine are missing, and whichever was imported
 
 
@@ -40,7 +41,7 @@ def main() -> None:
         lines = [f"    python -m runengine {command:10} {about}" for command, (_, about) in COMMANDS.items()]
         print("\n".join(lines), file=out)
         sys.exit(out is sys.stderr)
-    if name not in SUBCOMMANDS:
+    if name not in OF_GIT_AND_DVC | SUBCOMMANDS:
         del sys.argv[1]
     try:
         if name in OF_THE_ENGINE:
@@ -50,7 +51,8 @@ def main() -> None:
         from .settings.errors import friendly_errors
 
         with friendly_errors():
-            project.check_imports()
+            if name not in OF_GIT_AND_DVC:
+                project.check_imports()
             importlib.import_module(f".{MODULES[name]}", __package__).main()
     except ImportError:
         from .manifest import exit_if_incomplete
