@@ -98,7 +98,7 @@ def test_training_goes_on_without_a_server_and_all_is_sent_later(
 ) -> None:
     run = run_training("trainer.max_epochs=3", "tracking=server")
     said = (run.folder / "train.log").read_text()
-    assert said.count("does not take this run (nobody answers there). Training goes on;") == 1
+    assert said.count("does not take this run (nobody answers there). Training continues;") == 1
     assert said.count("MLflow has not got everything of this run (nobody answers there). Send the rest: make sync") == 1
     assert PASSWORD not in "".join(file.read_text() for file in run.folder.glob("*.*") if file.suffix != ".png")
     assert run.finished()
