@@ -71,7 +71,7 @@ def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str]
         file.write(f"\n\n{function}")
     for name, content in re.findall(r"`src/my_project/conf/(\S+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL):
         (conf / name).write_text(content, encoding="utf-8")
-    clothes = conf / "source/fashion_mnist.yaml"
+    clothes = conf / "dataset/fashion_mnist.yaml"
     text = clothes.read_text(encoding="utf-8")
     for part in (tmp_path / "clothes").iterdir():
         text = re.sub(rf"{part.name}: \w+", f"{part.name}: {hashlib.sha256(part.read_bytes()).hexdigest()}", text)
