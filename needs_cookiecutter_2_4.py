@@ -1,7 +1,7 @@
 """What cookiecutter loads from this template. A cookiecutter before 2.4 cannot, and says so with this file's name.
 
 Frozen: `cruft update` renders two versions in one process, so this
-module stays the first version's; the code behind it is read anew each time, from the template being rendered.
+module stays the first version's; the code behind it is read again each time, from the template being rendered.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def fetch_torch(folder: Path, python: str) -> bool:
 
 
 def write_page(wheel: Path) -> None:
-    """The index page beside a wheel (PEP 503), with its metadata in a file of its own (PEP 658), as PyTorch's has."""
+    """The index page for a wheel (PEP 503), with its metadata in a file of its own (PEP 658), as PyTorch's has."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(name)

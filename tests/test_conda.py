@@ -418,7 +418,7 @@ def test_a_wrong_build_is_not_ready(machine: NewMachine) -> None:
     ),
     (
         "conda", {"FAKE_END": "refused"},
-        "error: conda could not make the environment (its message stands above). Mend what it names, then run "
+        "error: conda could not make the environment (its message stands above). Fix what it names, then run "
         "'make setup' again.\n",
     ),
 ])  # fmt: skip
@@ -477,7 +477,7 @@ def test_a_driver_that_is_too_old_gets_the_way_out(machine: NewMachine) -> None:
     assert (
         "error: conda could not make the environment (its message stands above). If that names __cuda, the driver of "
         "this machine is too old for CUDA 13: update it, or make the environment for another machine with "
-        "CONDA_OVERRIDE_CUDA=13.0. Mend what it names, then run 'make setup' again.\n"
+        "CONDA_OVERRIDE_CUDA=13.0. Fix what it names, then run 'make setup' again.\n"
     ) in machine(cuda="cu130").make("setup", expect=2, FAKE_END="refused", FAKE_CUDA="12.4")
 
 

@@ -54,7 +54,7 @@ def test_what_the_pages_change_is_there_whatever_the_package_is_called(bake: Bak
 def sphinx(
     demo: tuple[Path, str], python: Path, env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """The environment of a user who has the project's extra `docs` beside the packages of the demo."""
+    """The environment of a user who has the project's extra `docs` in addition to the packages of the demo."""
     folder = tmp_path_factory.mktemp("sphinx")
     project = tomllib.loads((demo[0] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target"]

@@ -170,7 +170,7 @@ def test_a_run_that_was_stopped_is_not_continued_with_other_settings(pipeline: P
     pipeline.edit("pipeline.yaml", "max_epochs=2", "max_epochs=2000")
     process = start(pipeline, "epoch 4 of 2000")
     mlflow_run_id = pipeline.path / "runs/dvc/latest/mlflow_run_id"
-    for _ in range(600):  # it is asked for beside the training
+    for _ in range(600):  # a thread asks for it during the training
         if mlflow_run_id.exists():
             break
         time.sleep(0.1)

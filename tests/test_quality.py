@@ -27,7 +27,7 @@ Make = Callable[..., Answer]
 
 @pytest.fixture
 def project(bake: Bake, demo: tuple[Path, str]) -> Path:
-    """A team's new project beside the demo, with the demo's environment: what it installs is the same."""
+    """A team's new project next to the demo, with the demo's environment: what it installs is the same."""
     settings = tomllib.loads((demo[0] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ml-template"]
     answers = {"env_manager": "venv", "cuda": "cpu", "python_version": settings["python"]}
     folder = bake(profile="team", ci="github", **answers).path
@@ -137,7 +137,7 @@ class Advisories(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[str]:
-    """What `make audit` is told so that it asks the stand-in."""
+    """The setting by which `make audit` asks the stand-in."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Advisories)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"ARGS=--vulnerability-service osv --osv-url http://127.0.0.1:{server.server_port}/v1/query"
@@ -207,7 +207,7 @@ ELSEWHERE = {
 
 
 def test_what_ci_types_works(project: Path, somebody: dict[str, str], service: str, tmp_path: Path) -> None:
-    """In the order of the files, as CI does; what other tests run is left to them. `gh` writes down what it is told."""
+    """In the order of the files, as CI does; what other tests run is left to them. `gh` writes down its arguments."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools/uvx").symlink_to(TOOLS / "uvx")
     gh = tmp_path / "tools/gh"

@@ -176,20 +176,24 @@ def test_an_interval_of_the_mean_is_students() -> None:
     assert np.isnan(summarize([1.0])["95 % to"])
 
 
-def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(start: Start, trained: list[str]) -> None:
-    typed = [*SHORT, "trainer.max_epochs=3", *ONLY_SEED, "search.trials=4"]
+def kill_in_run(name: str, *typed: str) -> Path:
+    """Start a sweep in a process of its own, and kill it as soon as this run of it has begun: the sweep's folder."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-m", TRAIN, *typed]
     with Path("said.txt").open("w") as said:
-        killed = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        killed = subprocess.Popen([sys.executable, "-m", TRAIN, *typed], env=environment, stdout=said, stderr=said)
     until = time.monotonic() + 300
-    while not list(Path("runs").glob("*/sweep-*/001/train.log")):
+    while not list(Path("runs").glob(f"*/sweep-*/{name}/train.log")):
         assert killed.poll() is None, Path("said.txt").read_text()
         assert time.monotonic() < until, Path("said.txt").read_text()
         time.sleep(0.02)
     killed.kill()
     killed.wait()
-    folder = the_sweep()
+    return the_sweep()
+
+
+def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(start: Start, trained: list[str]) -> None:
+    typed = [*SHORT, "trainer.max_epochs=3", *ONLY_SEED, "search.trials=4"]
+    folder = kill_in_run("001", *typed)
     with (folder / "optuna.log").open("ab") as file:
         file.write(b'{"half of')  # what a power cut leaves
 
@@ -214,19 +218,7 @@ def test_a_search_by_the_mean_of_seeds_that_was_killed_trains_no_run_twice(
 ) -> None:
     typed = [*SHORT, "search=default", "search.space.model=null", "search.trials=3", "seeds=2", "seed=7"]
     pruning = ["search.pruning_after_trials=1", "search.pruning_after_epochs=0"]  # none is stopped early all the same
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    with Path("said.txt").open("w") as said:
-        killed = subprocess.Popen(
-            [sys.executable, "-m", TRAIN, *typed, *pruning], env=environment, stdout=said, stderr=said
-        )
-    until = time.monotonic() + 300
-    while not list(Path("runs").glob("*/sweep-*/003/train.log")):  # the second run of the second trial
-        assert killed.poll() is None, Path("said.txt").read_text()
-        assert time.monotonic() < until, Path("said.txt").read_text()
-        time.sleep(0.02)
-    killed.kill()
-    killed.wait()
-    folder = the_sweep()
+    folder = kill_in_run("003", *typed, *pruning)  # the second run of the second trial
     assert start(f"sweep_dir={folder}") == 0
     assert trained in (["003", "004", "005"], ["004", "005"])  # 003 may have been faster than the signal
 

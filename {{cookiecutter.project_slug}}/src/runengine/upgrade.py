@@ -157,7 +157,7 @@ def _find(source: str, folder: Path) -> Path:
     Raises:
         Refused: there is none, or its files are not those of a release.
     """
-    in_template = sorted(folder.glob("[{][{]cookiecutter.*/src/" + NAME))
+    in_template = sorted(folder.glob("[{][{]*/src/" + NAME))
     places = [folder, folder / NAME, folder / "src" / NAME, *in_template]  # an engine, a wheel, a project, a template
     found = [place for place in places if (place / "MANIFEST").is_file()]
     if not found:

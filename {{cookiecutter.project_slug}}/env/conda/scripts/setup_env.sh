@@ -100,7 +100,7 @@ install() {
         printf '\n== %s\n' "Making .conda from environment.yml with $CONDA"
         # shellcheck disable=SC2086  # two words
         "$CONDA" $env_verb --prefix "$ENVIRONMENT" --file environment.yml
-    fi || fail "$kind could not make the environment (its message stands above).${cuda:+ If that names __cuda, the driver of this machine is too old for CUDA ${cuda%.*}: update it, or make the environment for another machine with CONDA_OVERRIDE_CUDA=$cuda.} Mend what it names, then run 'make setup' again"
+    fi || fail "$kind could not make the environment (its message stands above).${cuda:+ If that names __cuda, the driver of this machine is too old for CUDA ${cuda%.*}: update it, or make the environment for another machine with CONDA_OVERRIDE_CUDA=$cuda.} Fix what it names, then run 'make setup' again"
     echo "$ENVIRONMENT" >$MADE
 }
 
