@@ -13,7 +13,8 @@ TEMPLATE := $(shell find cookiecutter.json hooks ml_template needs_cookiecutter*
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python,\
 	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print('$(p)')" 2>/dev/null)))
 
-export PYTHONDONTWRITEBYTECODE := 1  # cookiecutter would copy __pycache__ into projects
+# cookiecutter would copy __pycache__ into projects
+test test-fast demo/.generated: export PYTHONDONTWRITEBYTECODE := 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'

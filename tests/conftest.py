@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -147,7 +148,7 @@ def without(project: Path, *patterns: str) -> Callable[[str, list[str]], set[str
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Git knows no name: what is generated depends on the answers alone. And no test is a part of `make test`."""
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PYTHONDONTWRITEBYTECODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
@@ -204,21 +205,51 @@ def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) 
 @pytest.fixture(scope="session")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a user with an empty home who runs make, not of a test inside make."""
-    of_make = ("MAKE", "MFLAGS", "ARGS", "VIRTUAL_ENV")  # `make test ARGS=-v` hands ARGS on to every make below
+    # `make test ARGS=-v` hands ARGS on to every make below
+    of_make = ("MAKE", "MFLAGS", "ARGS", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
     return {**kept, "HOME": str(tmp_path_factory.mktemp("home"))}
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, str]:
-    """`make demo` in a clean copy of this repository: the project's folder, and what was printed."""
-    copy = tmp_path_factory.mktemp("clone") / "ml-template"
-    copy_template(copy, "Makefile", "pyproject.toml")
-    # a first try that broke off in the middle of generating
-    (copy / "demo/my-project/src").mkdir(parents=True)
+    """`make demo` in a clean copy of this repository: the project's folder, and what was printed.
+
+    Each worker has a project of its own. The first one also makes the environments, which the others then copy.
+    """
+    clone = tmp_path_factory.mktemp("clone") / "ml-template"
+    copy_template(clone, "Makefile", "pyproject.toml")
+    project = clone / "demo/my-project"
     # on a machine with poetry, conda, uv or a GPU the default answers would be others
-    answer = run("make", "demo", "ANSWERS=env_manager=venv cuda=cpu", cwd=copy, env=env)
-    return copy / "demo/my-project", answer.output
+    answers = "ANSWERS=env_manager=venv cuda=cpu"
+    base = tmp_path_factory.getbasetemp()
+    first = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-demo"
+    try:
+        first.mkdir()
+    except FileExistsError:
+        if other := wait_for_text(first / "clone"):
+            link_environment(Path(other), clone)
+            run("make", "demo/.generated", answers, cwd=clone, env=env)
+            link_environment(Path(other) / "demo/my-project", project)
+        return project, run("make", "demo", answers, cwd=clone, env=env).output
+    try:
+        # a first try that broke off in the middle of generating
+        (project / "src").mkdir(parents=True)
+        printed = run("make", "demo", answers, cwd=clone, env=env).output
+    except BaseException:
+        (first / "clone").write_text("none", encoding="utf-8")
+        raise
+    (first / "clone").write_text(str(clone), encoding="utf-8")
+    return project, printed
+
+
+def wait_for_text(file: Path, seconds: float = 1800) -> str:
+    """What another worker writes into this file; empty where it wrote `none`."""
+    for _ in range(int(seconds / 0.5)):
+        if file.is_file() and (text := file.read_text(encoding="utf-8")):
+            return "" if text == "none" else text
+        time.sleep(0.5)
+    raise AssertionError(f"{file} was not written in {seconds} s")
 
 
 @pytest.fixture
@@ -240,19 +271,24 @@ def python(demo: tuple[Path, str]) -> Path:
 
 
 def link_environment(demo: Path, project: Path) -> None:
-    """Give a project next to the demo the demo's environment: what it installs is the same."""
-    venv, installed = project / ".venv", next((demo / ".venv").glob("lib/*/site-packages"))
-    site = venv / installed.relative_to(demo / ".venv")
-    site.mkdir(parents=True)
-    for name in ("bin", "pyvenv.cfg"):
-        (venv / name).symlink_to(demo / ".venv" / name)
-    for part in installed.iterdir():
-        if part.suffix == ".pth" and str(demo) in part.read_text(encoding="utf-8"):  # where the project itself is
-            (site / part.name).write_text(str(project / "src"), encoding="utf-8")
-        else:
-            (site / part.name).symlink_to(part)
+    """Give a folder the environment of another one: the same files under other names, its own paths in them."""
+    venv = project / ".venv"
+    shutil.copytree(demo / ".venv", venv, symlinks=True, copy_function=link)
+    for file in (venv / "pyvenv.cfg", *venv.glob("bin/*"), *venv.glob("lib/*/site-packages/*.pth")):
+        if file.is_file() and not file.is_symlink() and str(demo).encode() in (content := file.read_bytes()):
+            mode = file.stat().st_mode
+            file.unlink()  # else the other environment's file would change, too
+            file.write_bytes(content.replace(str(demo).encode(), str(project).encode()))
+            file.chmod(mode)
+    (venv / ".ready").unlink()
     wanted = hashlib.sha256((project / "pyproject.toml").read_bytes()).hexdigest()
     (venv / ".ready").write_text(wanted, encoding="utf-8")
+
+
+def link(source: str, target: str) -> None:
+    """One more name for a file; none if it was there for a moment only."""
+    with contextlib.suppress(FileNotFoundError):
+        os.link(source, target)
 
 
 def build_engine(template: Path, folder: Path) -> Path:
@@ -341,11 +377,11 @@ def look(browser: Path, program: str, port: int, name: str, picture: Path) -> di
     return seen
 
 
-# of the whole suite, by minutes: what takes longest starts first, so that both workers end at about the same time
+# what takes longest starts first, so that both workers end at about the same time; the second one needs no demo yet
 LONGEST = (
-    "test_slurm.py", "test_end_to_end.py", "test_engine.py", "test_tracking.py", "test_dvc.py", "test_managers.py",
-    "test_tasks.py", "test_containers.py", "test_devices.py", "test_survival.py", "test_engine_package.py",
-    "test_benchmarks.py", "test_odd_name.py", "test_own_data.py", "test_versions.py", "test_setup.py",
+    "test_end_to_end.py", "test_managers.py", "test_engine.py", "test_slurm.py", "test_dvc.py", "test_tracking.py",
+    "test_tasks.py", "test_devices.py", "test_containers.py", "test_survival.py", "test_engine_package.py",
+    "test_odd_name.py", "test_benchmarks.py", "test_own_data.py", "test_versions.py", "test_setup.py",
 )  # fmt: skip
 
 
@@ -356,8 +392,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """CI installs every part that a test needs: there, nothing may be missing."""
+    """CI installs every part that a test needs: there, nothing may be missing. And a torch has one thread."""
     config.stash[SKIP_IS_FAILURE] = os.environ.get("CI") == "true"
+    # the workers share the cores: a training whose threads are more than the free cores takes three times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 NO_ENGINE = "no engine for containers runs here, and none can be started"  # a machine for CI may be a container itself

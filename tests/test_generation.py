@@ -24,6 +24,7 @@ docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml p
 scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py
 src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/datasets.py src/PACKAGE/task.py src/PACKAGE/train.py
+src/PACKAGE/images.py src/PACKAGE/tables.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/data/fashion_mnist.yaml
 src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml src/PACKAGE/conf/experiment/smoke.yaml
 src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/optimizer/adamw.yaml

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ from runengine.machine import (
     kernels,
     own_step,
     plan,
+    products,
+    readings,
     steps,
     timing,
     verdicts,
@@ -132,6 +135,7 @@ def test_a_figure_has_three_digits(value: float | None, shown: str) -> None:
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [
+    ((6, 1), ["fp32"]),
     ((7, 0), ["fp32", "fp16"]),
     ((7, 5), ["fp32", "fp16"]),
     ((8, 6), ["fp32", "tf32", "bf16", "fp16"]),
@@ -141,7 +145,7 @@ def test_a_gpu_is_measured_in_what_it_computes(
     capability: tuple[int, int], wanted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    rows = plan.plan(torch.device("cuda", 0), compose("train"), 0.1)
+    rows = [wanted.row for wanted in plan.plan(torch.device("cuda", 0), compose("train"), 0.1)]
     assert [row.dtype for row in rows if row.kind == "product"] == wanted
     assert len({(row.what, row.dtype) for row in rows}) == len(rows)
     assert max(len(row.what) for row in rows) <= 41  # the table's column
@@ -268,12 +272,12 @@ def test_the_loader_of_any_data_is_measured(data: type[pl.LightningDataModule], 
 ])  # fmt: skip
 def test_a_step_that_cannot_be_measured_says_why(task: type[pl.LightningModule], note: str, shop: Use) -> None:
     shop(task, Houses)
-    (own,) = (row for row in plan.plan(CPU, NO_SETTINGS, 0.01) if (row.kind, row.dtype) == ("own", "fp32"))
-    assert own.what == "this project's step"
+    own = next(wanted for wanted in plan.plan(CPU, NO_SETTINGS, 0.01) if wanted.row.kind == "own")
+    assert (own.row.what, own.row.dtype) == ("this project's step", "fp32")
     row = bench.attempt(own)
     assert (row.reached, row.verdict, row.note) == (None, "-", note)
     del sys.modules["shop.train"].build_data
-    assert bench.attempt(replace(own, measure=lambda: own_step.loading(NO_SETTINGS, 0.01))).note == (
+    assert bench.attempt(own._replace(measure=lambda: own_step.loading(NO_SETTINGS, 0.01))).note == (
         "not measured: shop.train has no function build_data(cfg)"
     )
 
@@ -282,9 +286,44 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: out.copy_(right(a, b)).mul_(1.0003))  # as wrong as TF32 is
     with pytest.raises(
-        timing.WrongResult, match=r"^the product is wrong: relative error 3e-04, rounding explains 1e-04 at most$"
+        timing.WrongResult, match=r"^the product is wrong: relative error 3e-04, rounding explains 1e-06 at most$"
     ):
         kernels.product(64, "fp32", CPU, 0.01)
+
+
+@pytest.mark.parametrize("depth", [64, 1024, 16384])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_limit_of_rounding_is_above_the_error_of_a_right_product_and_not_far(dtype: str, depth: int) -> None:
+    torch.manual_seed(0)
+    error = products.Product(32, depth, 32, dtype, CPU).error()
+    assert error <= products.rounding(dtype, depth) <= 50 * error
+
+
+@pytest.mark.parametrize("depth", [64, 8192])
+@pytest.mark.parametrize("truncated", [False, True])
+def test_tf32_is_within_its_own_limit_and_outside_that_of_fp32(depth: int, truncated: bool) -> None:
+    """Factors with 13 bits less, as tensor cores round or cut them."""
+    torch.manual_seed(0)
+    product = products.Product(64, depth, 64, "fp32", CPU)
+    half = 0 if truncated else 1 << 12
+    cut = [(each.view(torch.int32) + half >> 13 << 13).view(torch.float32) for each in (product.left, product.right)]
+    product.multiply = partial(torch.mm, *cut)
+    error = product.error()
+    assert products.rounding("fp32", depth) < error <= products.rounding("tf32", depth)
+
+
+@pytest.mark.parametrize(("capability", "has", "fast"), [
+    ((5, 0), ["fp32"], ["fp32"]),
+    ((6, 1), ["fp32", "fp16"], ["fp32"]),
+    ((7, 0), ["fp32", "fp16"], ["fp32", "fp16"]),
+    ((8, 9), ["fp32", "tf32", "bf16", "fp16", "fp8"], ["fp32", "tf32", "bf16", "fp16", "fp8"]),
+])  # fmt: skip
+def test_what_a_gpu_has_the_doctor_checks_and_what_is_fast_there_the_bench_measures(
+    capability: tuple[int, int], has: list[str], fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda", 0)
+    assert (products.dtypes(gpu, fast=False), products.dtypes(gpu, fast=True)) == (has, fast)
 
 
 def test_fp8_is_computed_right() -> None:
@@ -305,7 +344,7 @@ def test_what_goes_wrong_stands_in_its_row(error: Exception, verdict: str, note:
     def fails() -> Reading:
         raise error
 
-    row = bench.attempt(Measurement("cuda:0", "copy", "x", "-", "gb_s", fails))
+    row = bench.attempt(Measurement(Row("cuda:0", "copy", "x", "-", "gb_s"), fails))
     assert (row.reached, row.verdict, row.note) == (None, verdict, note)
 
 
@@ -313,7 +352,7 @@ def test_tf32_is_as_asked_and_afterwards_as_before() -> None:
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = torch.backends.cuda.matmul.fp32_precision, conv.fp32_precision
     for dtype, precision in (("fp32", "ieee"), ("tf32", "tf32")):
-        with kernels.as_asked(dtype):
+        with products.as_asked(dtype):
             assert (torch.backends.cuda.matmul.fp32_precision, conv.fp32_precision) == (precision, precision)
         assert (torch.backends.cuda.matmul.fp32_precision, conv.fp32_precision) == before
     assert torch.get_float32_matmul_precision() == "highest"
@@ -353,6 +392,16 @@ def test_an_all_reduce_over_two_processes_is_right_and_measured() -> None:
     reading = all_reduce.all_reduce(2, "cpu", 1 << 16, budget_s=0.05)
     assert math.isfinite(reading.value)
     assert reading.value > 0
+
+
+def test_an_all_reduce_that_fails_says_why_in_one_line_and_a_wrong_sum_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RuntimeError, match=r"^\w+: .*negative dimension.*$"):
+        all_reduce.all_reduce(2, "cpu", -4, budget_s=0.05)
+    monkeypatch.setattr(json, "loads", lambda text: [{"value": 1.0, "spread": 0.0}, [3.0, 5.0]])
+    with pytest.raises(timing.WrongResult, match=r"^the sum is 5.0, not 3.0$"):
+        all_reduce.all_reduce(2, "cpu", 1 << 16, budget_s=0.05)
 
 
 def test_an_all_reduce_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,3 +630,11 @@ def test_a_cards_bus_is_asked_for_its_lanes(monkeypatch: pytest.MonkeyPatch) -> 
     answers["GetMaxPcieLinkGeneration"] = 9
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", lambda _: 9)
     assert conditions.pcie_gb_s(torch.device("cuda", 0)) is None
+
+
+def test_the_driver_is_a_condition_of_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"driver": readings.Reading("580.65.06")}
+    monkeypatch.setattr(conditions, "child", lambda probe: answers if probe == "nvml" else {})
+    assert conditions.conditions([], None)["driver"] == "580.65.06"
+    answers["driver"] = readings.Reading(error="no answer within 20 s")
+    assert conditions.conditions([], None)["driver"] is None

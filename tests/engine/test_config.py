@@ -14,7 +14,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from runengine import Run, compose
 from runengine.settings import project
-from runengine.settings.config import LIMITS, flatten
+from runengine.settings.check import LIMITS
+from runengine.settings.config import flatten
 from runengine.settings.errors import explain
 
 FILES = sorted(file for folder in project.conf_folders() for file in folder.glob("*/*.yaml"))
@@ -33,7 +34,7 @@ MISTAKES = {
     "optimizer.lr=fast": f"optimizer.lr must be a number such as {DEFAULT.optimizer.lr}, got 'fast'.",
     "data.batch_size=1.5": f"data.batch_size must be an integer such as {DEFAULT.data.batch_size}, got 1.5.",
     "trainer.detect_anomaly=3": "trainer.detect_anomaly must be true or false, such as False, got 3.",
-    "optimizer.lr=-1": "optimizer.lr must be > 0, got -1.",
+    "trainer.gradient_clip_val=0": "trainer.gradient_clip_val must be > 0, got 0.",
     "monitor.mode=up": "monitor.mode must be min or max, got up.",
     "data.batch_size=null": "data.batch_size must be a number >= 1, got None.",
     "experiment_name=a/b": "experiment_name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'.",
@@ -100,4 +101,18 @@ def test_what_the_owners_own_model_refuses_gets_one_sentence_and_nothing_is_writ
     with pytest.raises(InstantiationException) as error:
         run_training("model=cnn", "model.dropout=1")
     assert explain(error.value) == "ml_project.model.CNN cannot be built: dropout must be >= 0 and < 1, got 1."
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("typed", "reason"), {
+    "optimizer.lr=-1": "Invalid learning rate: -1",
+    "optimizer=sgd optimizer.momentum=-1": "Invalid momentum value: -1",
+    "optimizer.weight_decay=-1": "Invalid weight_decay value: -1",
+}.items())  # fmt: skip
+def test_what_torch_refuses_of_an_optimizer_gets_one_sentence(
+    run_training: Callable[..., Run], typed: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason) as error:
+        run_training("run_dir=runs/x", *typed.split())
+    assert explain(error.value) == f"torch.optim refuses these settings: {reason}"
     assert not Path("runs").exists()

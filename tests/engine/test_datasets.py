@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ml_project import datasets
+from ml_project import datasets, images, tables
 from ml_project.datasets import RawDataset
 from ml_project.prepare import prepare
 from PIL import Image
@@ -56,14 +56,13 @@ def pets(num_images: int = 4, where: str = "") -> list[str]:
 
 
 def prepare_pets(grey: bool = False) -> dict[str, Any]:
-    return prepare(Path("data/pets"), partial(datasets.images, "pets", [4, 6], grey), **SHARES)
+    return prepare(Path("data/pets"), partial(images.from_folder, "pets", [4, 6], grey), **SHARES)
 
 
 def test_a_large_folder_of_images_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     draw(*pets())
     small = prepare_pets()
-    monkeypatch.setattr(datasets, "LARGE_BYTES", 100)
-    monkeypatch.setattr("ml_project.prepare.PART_BYTES", 200)
+    monkeypatch.setattr(images, "LARGE_BYTES", 100)
     assert prepare_pets() == small  # with the SHA-256 of each file
 
 
@@ -75,9 +74,9 @@ def test_a_folder_of_images_becomes_bytes_with_the_names_of_the_classes() -> Non
     assert record["rows"] == {"train": 4, "val": 2, "test": 2}
     assert record["classes"] == ["cat", "dog"]
     assert record["image_shape"] == [3, 4, 6]
-    images, labels = stored("data/pets", "train", "images"), stored("data/pets", "train", "labels")
-    assert images.dtype == np.uint8
-    assert [ord(record["classes"][label][0]) for label in labels] == images[:, 0, 0, 0].tolist()
+    pixels, labels = stored("data/pets", "train", "images"), stored("data/pets", "train", "labels")
+    assert pixels.dtype == np.uint8
+    assert [ord(record["classes"][label][0]) for label in labels] == pixels[:, 0, 0, 0].tolist()
     assert prepare_pets(grey=True)["image_shape"] == [1, 4, 6]
 
 
@@ -90,12 +89,12 @@ def test_splits_that_the_images_have_are_kept() -> None:
 
 def test_an_image_of_16_bits_keeps_its_greys_and_a_photo_is_turned_upright() -> None:
     Image.fromarray(np.array([[0, 128 << 8], [255 << 8, 0]], dtype=np.uint16)).save("deep.png")
-    assert datasets.read_image(Path("deep.png"), (1, 2, 2)).tolist() == [[[0, 128], [255, 0]]]
+    assert images.read_image(Path("deep.png"), (1, 2, 2)).tolist() == [[[0, 128], [255, 0]]]
     photo, exif = Image.new("L", (2, 4)), Image.Exif()
     exif[0x0112] = 6  # orientation: lies on its side
     photo.putpixel((0, 0), 255)
     photo.save("photo.png", exif=exif)
-    assert datasets.read_image(Path("photo.png"), (1, 2, 4))[0, 0].tolist() == [0, 0, 0, 255]
+    assert images.read_image(Path("photo.png"), (1, 2, 4))[0, 0].tolist() == [0, 0, 0, 255]
 
 
 @pytest.mark.parametrize(("files", "sentence"), [
@@ -126,7 +125,7 @@ def test_a_mistake_in_a_folder_of_images_gets_one_sentence(files: list[str], sen
 
 def test_a_size_of_images_is_two_numbers() -> None:
     sentence = "dataset.size must be height and width, such as [64,64], got [64]."
-    assert sentence_of(lambda: datasets.images("pets", [64], False)) == sentence
+    assert sentence_of(lambda: images.from_folder("pets", [64], False)) == sentence
 
 
 # --- tables
@@ -138,7 +137,7 @@ FLOWERS = "id,width,length,species\n" + "".join(
 
 def prepare_flowers(text: str | bytes, *, label: str = "species", ignore: tuple[str, ...] = ("id",)) -> dict[str, Any]:
     Path("flowers.csv").write_bytes(text.encode() if isinstance(text, str) else text)
-    return prepare(Path("data/flowers"), partial(datasets.table, "flowers.csv", label, ignore), **SHARES)
+    return prepare(Path("data/flowers"), partial(tables.from_csv, "flowers.csv", label, ignore), **SHARES)
 
 
 def test_a_table_is_standardised_with_its_training_rows() -> None:
@@ -156,15 +155,22 @@ def test_a_table_is_standardised_with_its_training_rows() -> None:
     assert json.loads(Path("data/flowers/split.json").read_text()) == record
 
 
+def test_a_column_that_never_changes_is_0_also_where_its_mean_is_rounded() -> None:
+    record = prepare_flowers(FLOWERS.replace(",7,", ",0.1,"))
+    assert record["std"][1] == 1
+    for split in ("train", "val", "test"):
+        np.testing.assert_allclose(stored("data/flowers", split, "images")[:, 0, 0, 1], 0, atol=1e-12)
+
+
 def test_new_rows_are_standardised_as_those_of_the_training_whatever_their_order() -> None:
     record = prepare_flowers(FLOWERS)
     Path("new.csv").write_text(f"length;note;width\n8;x;{record['mean'][0]}\n")
-    np.testing.assert_array_equal(datasets.read_table(Path("new.csv"), record), [[[[0, 1]]]])
+    np.testing.assert_array_equal(tables.read_table(Path("new.csv"), record), [[[[0, 1]]]])
     Path("new.csv").write_text("note\nx\n")
     sentence = "new.csv lacks what the model was trained on: width, length."
-    assert sentence_of(lambda: datasets.read_table(Path("new.csv"), record)) == sentence
+    assert sentence_of(lambda: tables.read_table(Path("new.csv"), record)) == sentence
     sentence = "new.csv is a table, but the model was not trained on one. Give --model=runs/... that was."
-    assert sentence_of(lambda: datasets.read_table(Path("new.csv"), {})) == sentence
+    assert sentence_of(lambda: tables.read_table(Path("new.csv"), {})) == sentence
 
 
 def test_semicolons_and_the_mark_of_excel_are_understood_and_numbers_as_classes_sorted() -> None:
@@ -204,9 +210,67 @@ def test_a_mistake_in_a_table_gets_one_sentence(old: str, new: str | bytes, sent
     assert not Path("data/flowers").exists()
 
 
+@pytest.mark.parametrize(("text", "values", "labels"), [
+    ("\ufeffw,y\n1,a\n2,b\n", [1, 2], ["a", "b"]),
+    ('\n\n"w";"y"\r\n\r\n 1 ; a b \r\n"2";b\r\n\r\n', [1, 2], ["a b", "b"]),
+    ('w\ty\n1\t"a\nx"\n2\t"b\t""c"""', [1, 2], ["a\nx", 'b\t"c"']),
+    ("w,y\r1,\u00e4\r2,\u2028\u00fc'\\#\r", [1, 2], ["\u00e4", "\u00fc'\\#"]),
+    ("w,y\n8.533745500555105e-05,a\n0.1000000000000000055511151231257827021181583404541015625,b\n",
+     [8.533745500555105e-05, 0.1], ["a", "b"]),
+    ("w,y\n-.5E3,a\n123456789012345678901234567890,b\n", [-500, 1.2345678901234568e29], ["a", "b"]),
+    ("w,y\n1,10\n2,-9\n", [1, 2], [10, -9]),
+    ("w,y\n1,123456789012345678\n2,123456789012345679\n", [1, 2], [123456789012345678, 123456789012345679]),
+    ("w,y\n1,007\n2,7\n", [1, 2], ["007", "7"]),
+    ("w,y\n1,1e3\n2,1000\n", [1, 2], ["1e3", "1000"]),
+    ("w,y\n1,1.0\n2,1\n", [1, 2], ["1.0", "1"]),
+    ("w,y\n1,18446744073709551615\n2,18446744073709551616\n", [1, 2], ["18446744073709551615", "18446744073709551616"]),
+    ("w,y\n1,True\n2,\\N\n", [1, 2], ["True", "\\N"]),
+])  # fmt: skip
+def test_every_value_of_a_table_counts_as_it_stands_there(
+    text: str, values: list[float], labels: list[str] | list[int]
+) -> None:
+    Path("new.csv").write_bytes(text.encode())
+    raw = tables.from_csv("new.csv", "y", [])
+    assert raw.features == ["w"]
+    assert raw.images.ravel().tolist() == values
+    assert raw.labels.tolist() == labels
+
+
+def test_columns_keep_their_names() -> None:
+    Path("new.csv").write_text("w, w.1 ,Unnamed: 0,1,y\n1,2,3,4,a\n")
+    assert tables.from_csv("new.csv", "y", ["w"]).features == ["w.1", "Unnamed: 0", "1"]
+
+
+NO_NUMBER = "Write numbers such as 0.5, or leave the column out: dataset.ignore=[w]"
+NO_NAME = "Name it, or delete it (pandas: to_csv(index=False))."
+NO_ROWS = "new.csv holds no rows: it needs a line of names, then one line an example."
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ('w,y\n1,"a\n\nx"\nbad,b\n', f"new.csv, row 3, column 'w': 'bad' is no number. {NO_NUMBER}"),
+    ("\n\nw,y\n\n1,a\n\nbad,b\ninf,c\n", f"new.csv, row 7, column 'w': 'bad' is no number, and 1 more. {NO_NUMBER}"),
+    ("w;y\n0,5;a\n", f"new.csv, row 2, column 'w': '0,5' is no number. {NO_NUMBER}"),
+    ("w,y\n1e101,a\n", f"new.csv, row 2, column 'w': '1e101' is too large. {NO_NUMBER}"),
+    ("w,y\n1,a\n\n2\n", "new.csv, row 4: 1 values for 2 columns. Fix this row."),
+    ("w,y\n1,a\n   \n", "new.csv, row 3: 1 values for 2 columns. Fix this row."),
+    ("\nw,y\n1,a\n2,b,\n", "new.csv, row 4: 3 values for 2 columns. Fix this row."),
+    ("w,y\n0,1,a\n1,2,b\n", "new.csv, row 2: 3 values for 2 columns. Fix this row."),
+    ("w,y,\n1,a,\n", f"new.csv: column 3 has no name. {NO_NAME}"),
+    ("w, w,y\n1,2,a\n", "new.csv has more than one column w. Give each a name of its own."),
+    ('w,y\n1,"a\n2,b\n', "new.csv is no table of values separated by ',': unexpected end of data."),
+    ("w,y\n1,a\n,\n", "new.csv, row 3, column 'y': the value is missing. "
+     "Fill in what is missing, or delete these rows or columns."),
+    ("w,y\n\n\n", NO_ROWS),
+    ("\n\n", NO_ROWS),
+])  # fmt: skip
+def test_a_mistake_in_a_table_is_found_where_a_spreadsheet_shows_it(text: str, sentence: str) -> None:
+    Path("new.csv").write_text(text)
+    assert sentence_of(lambda: tables.from_csv("new.csv", "y", [])) == sentence
+
+
 def test_a_table_that_is_not_there_gets_one_sentence() -> None:
     sentence = "no.csv does not exist. Put your table there, or set dataset.file."
-    assert sentence_of(lambda: datasets.table("no.csv", "label", [])) == sentence
+    assert sentence_of(lambda: tables.from_csv("no.csv", "label", [])) == sentence
 
 
 # --- a source of one's own

@@ -1,5 +1,5 @@
 """Each check of `make doctor` where it passes and where it fails: on the real thing where that can be done here, else
-from what nvidia-smi, NVML and PyTorch were recorded, or are documented, to print."""
+from what NVML and PyTorch were recorded, or are documented, to answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runengine import manifest
 from runengine.machine import (
+    check_computing,
     check_devices,
     check_setup,
     check_system,
@@ -24,20 +26,18 @@ from runengine.machine import (
     collect_services,
     collect_torch,
     doctor,
+    readings,
 )  # fmt: skip
 from runengine.machine.checks import Check, Result
-from runengine.machine.collect_env import Answer, Machine, Python, Smi
+from runengine.machine.collect_env import Machine, Python
 from runengine.machine.doctor import examine
-from runengine.machine.readings import Reading, Steps, attempt
+from runengine.machine.readings import Answer, Reading, Steps, attempt
 from runengine.settings import cpu_limits, errors
 
 SOURCE = Path(doctor.__file__).parents[2]
 A100, H100 = ("NVIDIA A100-SXM4-40GB", "8.0"), ("NVIDIA H100 80GB HBM3", "9.0")
+NO_LIBRARY = "NVMLError_LibraryNotFound: NVML Shared Library Not Found"
 CU126_ARCHS = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
-BROKEN_DRIVER = (
-    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
-    "Make sure that the latest NVIDIA driver is installed and running."
-)
 Make = Callable[..., Machine]
 Gpus = tuple[tuple[str, str], ...]
 
@@ -65,15 +65,15 @@ def torch_readings(gpus: Gpus, build: str = "cu126") -> dict[str, Reading]:
 def make(tmp_path: Path) -> Make:
     """A project that asks for this; `readings` replace what the machine would say."""
 
-    def machine(cuda: str = "cu126", env_manager: str = "venv", **readings: Any) -> Machine:
+    def machine(cuda: str = "cu126", env_manager: str = "venv", **read: Any) -> Machine:
         asked = {"python": "3.11", "env_manager": env_manager, "cuda": cuda, "driver": "525.60.13"}
         lines = [f'{key} = "{value}"' for key, value in {**asked, "capability": "5.0-9.0"}.items()]
         settings = '[project]\nrequires-python = ">=3.11,<3.14"\n[tool.ml-template]\n' + "\n".join(lines)
         (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
         here = Machine(tmp_path)
-        here.smi = Smi((), "", "there is no nvidia-smi")
+        here.nvml = {"driver": Reading(error=NO_LIBRARY)}
         here.python = Python("3.11.7", tmp_path / ".venv", "venv", ())
-        for name, reading in readings.items():
+        for name, reading in read.items():
             setattr(here, name, reading)
         return here
 
@@ -81,7 +81,9 @@ def make(tmp_path: Path) -> Make:
 
 
 def gpu_machine(make: Make, *gpus: tuple[str, str], driver: str = "550.54.15", **readings: Any) -> Machine:
-    return make(**{"smi": Smi(gpus or (A100,), driver, ""), "torch": torch_readings(gpus or (A100,)), **readings})
+    gpus = gpus or (A100,)
+    listed = {f"GPU {index}": Reading(gpu) for index, gpu in enumerate(gpus)}
+    return make(**{"nvml": {"driver": Reading(driver), **listed}, "torch": torch_readings(gpus), **readings})
 
 
 def read(steps: Steps) -> dict[str, Reading]:
@@ -229,35 +231,98 @@ def test_a_cpu_wheel_on_a_gpu_machine_is_called_so(make: Make, asked: str, fix: 
     assert check_devices.build(here).state == ("ok" if asked == "cpu" else "fail")
 
 
-@pytest.mark.parametrize(("said", "state", "found"), [
-    ("470.1, 8.0, NVIDIA A100-SXM4-40GB", "fail", "driver too old for this build: have 470.1, need 525.60.13"),
-    ("525.60.13, 8.0, NVIDIA A100-SXM4-40GB", "ok", "525.60.13"),
-    ("470.223.02, NVIDIA A100-SXM4-40GB", "fail", "have 470.223.02"),  # drivers before 510 report no capability
-    (BROKEN_DRIVER, "fail", "couldn't communicate with the NVIDIA driver"),
-    ("Failed to initialize NVML: Driver/library version mismatch", "fail", "version mismatch"),
-    ("No devices were found", "skip", "login node"),
-    (None, "skip", "there is no nvidia-smi. Fine on a login node"),
+FAKE_NVML = """
+import importlib.util, sys, time
+real = importlib.util.spec_from_file_location("real", {real!r})
+module = sys.modules["real"] = importlib.util.module_from_spec(real)
+real.loader.exec_module(module)
+globals().update({{name: value for name, value in vars(module).items() if not name.startswith("__")}})
+def error(code): raise NVMLError(code)
+def nvmlInit(): pass
+def nvmlSystemGetDriverVersion(): return "550.54.15"
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(gpu): return "NVIDIA A100-SXM4-40GB"
+def nvmlDeviceGetCudaComputeCapability(gpu): return 8, 0
+def nvmlDeviceGetMemoryInfo(gpu): return type("Memory", (), {{"total": 40 << 30, "free": 30 << 30}})
+def nvmlDeviceGetComputeRunningProcesses(gpu): return [type("Process", (), {{"pid": 2**22, "usedGpuMemory": None}})]
+def nvmlDeviceGetCurrentClocksThrottleReasons(gpu): return 0x41
+"""
+
+
+@pytest.fixture
+def fake_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Reading]]:
+    """What the child process reads where these functions of pynvml do this; its errors are the real ones."""
+    import pynvml
+
+    def use(**functions: str) -> dict[str, Reading]:
+        lines = [f"def {name}(*arguments): {body}" for name, body in functions.items()]
+        (tmp_path / "fake").mkdir(exist_ok=True)
+        text = FAKE_NVML.format(real=str(pynvml.__file__)) + "\n".join(lines)
+        (tmp_path / "fake/pynvml.py").write_text(text, encoding="utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+        return collect_env.child("nvml")
+
+    return use
+
+
+@pytest.mark.parametrize(("answers", "state", "found"), [
+    ({"nvmlSystemGetDriverVersion": "return '470.1'"},
+     "fail", "driver too old for this build: have 470.1, need 525.60.13"),
+    ({"nvmlSystemGetDriverVersion": "return '525.60.13'"}, "ok", "525.60.13"),
+    # as from a driver that does not know the function
+    ({"nvmlSystemGetDriverVersion": "return '470.223.02'",
+      "nvmlDeviceGetCudaComputeCapability": "error(NVML_ERROR_FUNCTION_NOT_FOUND)"}, "fail", "have 470.223.02"),
+    ({"nvmlInit": "error(NVML_ERROR_DRIVER_NOT_LOADED)"}, "fail", "NVMLError_DriverNotLoaded: Driver Not Loaded"),
+    ({"nvmlInit": "error(NVML_ERROR_LIB_RM_VERSION_MISMATCH)", "nvmlDeviceGetCount": "error(NVML_ERROR_UNINITIALIZED)"},
+     "fail", "version mismatch"),
+    ({"nvmlDeviceGetHandleByIndex": "error(NVML_ERROR_GPU_IS_LOST)"}, "fail", "GPU 0: NVMLError_GpuIsLost"),
+    ({"nvmlDeviceGetCount": "return 0"}, "skip", "driver 550.54.15 lists none. Fine on a login node"),
+    ({"nvmlInit": "error(NVML_ERROR_LIBRARY_NOT_FOUND)"},
+     "skip", "NVIDIA's driver is not installed. Fine on a login node"),
+    ({"nvmlInit": "time.sleep(60)"}, "unknown", "driver: no answer within 3 s"),
+    ({"nvmlInit": "import os; os.kill(os.getpid(), 11)"}, "unknown", "driver: the process was ended by SIGSEGV"),
 ])  # fmt: skip
 def test_the_driver_is_new_enough(
-    make: Make, said: str | None, state: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """nvidia-smi is a program that prints what nvidia-smi was seen to print; a field it does not know it refuses."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(collect_env, "WSL_DRIVER", str(tmp_path / "wsl"))
-    if said is not None:
-        old = said.startswith("470.223")
-        refusal = (
-            'case "$*" in *compute_cap*) echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2;; esac\n'
-        )
-        folder = tmp_path / "wsl"  # as on WSL, where it is not on PATH
-        folder.mkdir()
-        (folder / "nvidia-smi").write_text(f'#!/bin/sh\n{refusal if old else ""}echo "{said}"\n', encoding="utf-8")
-        (folder / "nvidia-smi").chmod(0o755)
-    here = make(torch=torch_readings(()))
-    del here.smi
-    result = check_devices.driver(here)
+    make: Make, answers: dict[str, str], state: str, found: str, fake_nvml: Callable[..., dict[str, Reading]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(collect_env.PROBES, "nvml", collect_env.PROBES["nvml"]._replace(limit_s=3))
+    here = make(torch=torch_readings(()), nvml=fake_nvml(**answers))
+    result = examine(Check("driver", check_devices.driver), here)
     assert (result.state, found in result.found) == (state, True), result
     assert check_devices.driver(make(cuda="cpu")).state == "skip"
+    # whatever the driver answers, what does not depend on it is judged
+    assert_ok(check_devices.build(here))
+
+
+def test_what_nvml_answers_is_read(make: Make, fake_nvml: Callable[..., dict[str, Reading]]) -> None:
+    here = gpu_machine(make, nvml=fake_nvml())
+    assert here.gpus == [A100]
+    assert_ok(check_devices.gpu_memory(here), "GPU 0: 30.0 GiB of 40.0 GiB free, held by process 4194304")
+    assert_fails(check_devices.gpu_clocks(here), "GPU 0 is slowed down: heat (hardware)")
+    # a GPU that shares the computer's memory, and one that does not report its clocks
+    here.nvml = fake_nvml(
+        nvmlDeviceGetMemoryInfo="error(NVML_ERROR_NOT_SUPPORTED)",
+        nvmlDeviceGetCurrentClocksThrottleReasons="error(NVML_ERROR_NOT_SUPPORTED)",
+    )
+    assert_ok(check_devices.driver(here))
+    assert examine(Check("GPU memory", check_devices.gpu_memory), here).state == "unknown"
+    assert check_devices.gpu_clocks(here).state == "skip"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="WSL is a Linux")
+def test_the_library_of_the_driver_is_found_where_wsl_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library under its name: it is found, and then lacks NVML's functions."""
+    monkeypatch.setattr(collect_env, "WSL_DRIVER", str(tmp_path / "wsl"))
+    before = collect_env.child("nvml")["driver"].error
+    if not before.startswith("NVMLError_LibraryNotFound"):
+        pytest.skip("NVIDIA's driver is installed here")
+    import _ctypes
+
+    (tmp_path / "wsl").mkdir()
+    shutil.copy(_ctypes.__file__, tmp_path / "wsl/libnvidia-ml.so.1")
+    assert collect_env.child("nvml")["driver"].error.startswith("NVMLError_FunctionNotFound")
 
 
 def test_an_old_driver_with_cudas_compat_libraries_will_do(make: Make) -> None:
@@ -299,27 +364,27 @@ def test_gpus_that_pytorch_does_not_see_are_named(make: Make, monkeypatch: pytes
 def test_products_are_compared_with_float64(make: Make) -> None:
     """Real ones on the CPU; constructed errors just where rounding no longer explains them."""
     here = make(torch=read(collect_torch.torch_steps()))
-    assert_ok(check_devices.arithmetic(here), "cpu fp32")
-    assert_ok(check_devices.convolution(here), "cpu convolution")
+    assert_ok(check_computing.arithmetic(here), "cpu fp32")
+    assert_ok(check_computing.convolution(here), "cpu convolution")
     for kind, error in {"fp32": 2e-6, "tf32": 2e-2, "bf16": 0.2, "fp8": 0.2, "fp16": float("nan")}.items():
         bad = gpu_machine(make, torch=torch_readings((A100,)) | {f"cuda:0 {kind}": Reading(error)})
-        assert_fails(check_devices.arithmetic(bad), f"cuda:0 {kind} is wrong: relative error {error:.0e}")
+        assert_fails(check_computing.arithmetic(bad), f"cuda:0 {kind} is wrong: relative error {error:.0e}")
     bad = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 convolution": Reading(0.05)})
-    assert_fails(check_devices.convolution(bad), "cuda:0 convolution is wrong")
+    assert_fails(check_computing.convolution(bad), "cuda:0 convolution is wrong")
 
 
 def test_a_product_that_fails_says_why(make: Make) -> None:
     no_code = "AcceleratorError: CUDA error: no kernel image is available for execution on the device"
     cudnn = "RuntimeError: cuDNN error: CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH"
     for name, said, check, found in (
-        ("cuda:0 fp32", no_code, check_devices.arithmetic, "wheel has no code for this GPU (cuda:0)"),
-        ("cuda:0 convolution", cudnn, check_devices.convolution, cudnn),
+        ("cuda:0 fp32", no_code, check_computing.arithmetic, "wheel has no code for this GPU (cuda:0)"),
+        ("cuda:0 convolution", cudnn, check_computing.convolution, cudnn),
     ):
         here = gpu_machine(make, torch=torch_readings((A100,)) | {name: Reading(None, said, True)})
         assert_fails(check(here), found)
     unsure = Reading(None, "TypeError: _scaled_mm() got an unexpected keyword argument", False)
     here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 fp8": unsure})
-    assert examine(Check("arithmetic", check_devices.arithmetic), here) == Result(
+    assert examine(Check("arithmetic", check_computing.arithmetic), here) == Result(
         "unknown", f"cuda:0 fp8: {unsure.error}"
     )
 
@@ -343,29 +408,31 @@ def test_a_pytorch_that_cannot_be_imported_ends_nothing(code: str, found: str, t
 
 def test_processes_over_gloo_add_as_they_do_over_nccl(make: Make) -> None:
     here = gpu_machine(make, A100, A100)
-    here.collective = collect_env.child("collective", "gloo", "2")
-    assert_ok(check_devices.together(here), "NCCL adds over 2 GPUs")
+    here.collective = collect_env.child("collective", "cpu", "2")
+    assert_ok(check_computing.together(here), "NCCL adds over 2 GPUs")
     here.torch["gpus"].value["no_peer"] = [[0, 1]]
-    assert_ok(check_devices.together(here), "without a direct path between [[0, 1]]")
+    assert_ok(check_computing.together(here), "without a direct path between [[0, 1]]")
     here.collective = {"collective": Reading(None, "no answer within 60 s")}
-    assert_fails(check_devices.together(here), "NCCL over 2 GPUs: no answer within 60 s", "NCCL_P2P_DISABLE=1")
-    here.collective = {"collective": Reading(2.0)}
-    assert_fails(check_devices.together(here), "the sum is 2.0, not 3.0")
-    assert check_devices.together(gpu_machine(make)).state == "skip"
+    assert_fails(check_computing.together(here), "NCCL over 2 GPUs: no answer within 60 s", "NCCL_P2P_DISABLE=1")
+    here.collective = {"collective": Reading(None, "WrongResult: the sum is 2.0, not 3.0")}
+    assert_fails(check_computing.together(here), "the sum is 2.0, not 3.0")
+    assert check_computing.together(gpu_machine(make)).state == "skip"
 
 
 def test_pinned_memory_reaches_the_gpu(make: Make) -> None:
-    assert_ok(check_devices.pinned(gpu_machine(make)))
+    assert_ok(check_computing.pinned(gpu_machine(make)))
     failed = Reading(None, "RuntimeError: CUDA error: OS call failed or operation not supported on this OS", True)
     here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 pinned": failed})
-    assert_fails(check_devices.pinned(here), "OS call failed", "ulimit -l")
-    assert check_devices.pinned(make(torch=torch_readings(()))).state == "skip"
+    assert_fails(check_computing.pinned(here), "OS call failed", "ulimit -l")
+    assert check_computing.pinned(make(torch=torch_readings(()))).state == "skip"
 
 
 def nvml(free: int, reasons: int | None = 1) -> dict[str, Reading]:
     holders = [["python", 4711, 30 * 2**30], ["process", 4712, None]]
-    gpu = {"name": A100[0], "total": 40 * 2**30, "free": free, "holders": holders, "reasons": reasons}
-    return {"0": Reading(gpu)}
+    return {
+        "driver": Reading("550.54.15"), "GPU 0": Reading(A100),
+        "GPU 0 memory": Reading((40 * 2**30, free, holders)), "GPU 0 clocks": Reading(reasons),
+    }  # fmt: skip
 
 
 def test_who_holds_the_gpus_memory_is_named(make: Make) -> None:
@@ -375,7 +442,7 @@ def test_who_holds_the_gpus_memory_is_named(make: Make) -> None:
     )
     here.nvml = nvml(2**30)
     assert_fails(check_devices.gpu_memory(here), "1.0 GiB of 40.0 GiB free, held by python 4711", "kill 4711 4712")
-    here.nvml = {"nvml": Reading(error="pynvml.NVMLError_LibraryNotFound: NVML Shared Library Not Found")}
+    here.nvml |= {"GPU 0 memory": Reading(error="NVMLError_Unknown: Unknown Error")}
     assert examine(Check("GPU memory", check_devices.gpu_memory), here).state == "unknown"
 
 
@@ -395,13 +462,13 @@ def test_torch_compile_needs_a_compiler(make: Make) -> None:
     """What it said here without one; to try it takes ten seconds, with one half a minute."""
     said = "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')"
     here = make(compile={"compile": Reading(None, f"InductorError: InvalidCxxCompiler: {said}", True)})
-    assert_fails(check_devices.compiling(here), "torch.compile finds no C++ compiler", "g++")
+    assert_fails(check_computing.compiling(here), "torch.compile finds no C++ compiler", "g++")
     here.compile = {"compile": Reading(12.3)}
-    assert_ok(check_devices.compiling(here), "in 12 s")
+    assert_ok(check_computing.compiling(here), "in 12 s")
     here.compile = {"compile": Reading(None, "AssertionError: Tensor-likes are not close!", False)}
-    assert_fails(check_devices.compiling(here), "not close")
+    assert_fails(check_computing.compiling(here), "not close")
     here.compile = {"compile": Reading(error="no answer within 180 s")}
-    assert examine(Check("torch.compile", check_devices.compiling), here).state == "unknown"
+    assert examine(Check("torch.compile", check_computing.compiling), here).state == "unknown"
 
 
 # The machine around it
@@ -577,7 +644,8 @@ def test_dvcs_remote_answers_or_not(make: Make, tmp_path: Path, url: str, state:
     (tmp_path / ".dvc").mkdir()
     text = f"[core]\n    remote = data\n['remote \"data\"']\n    url = {url}\n" if url else ""
     (tmp_path / ".dvc/config").write_text(text, encoding="utf-8")
-    result = check_setup.dvc(make(dvc=read(collect_services.dvc_steps(str(tmp_path)))))
+    remote = attempt(partial(collect_services.dvc_remote, str(tmp_path)))
+    result = check_setup.dvc(make(dvc={"dvc": remote}))
     assert (result.state, found in result.found) == (state, True), result
 
 
@@ -609,7 +677,7 @@ def test_hydra_finds_the_plugins_or_says_which_is_broken(
         "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     ]
     assert_fails(
-        check_setup.hydra(make(hydra={"plugins": Reading(found)})), "Hydra does not find hydra_submitit_launcher"
+        check_setup.hydra(make(hydra={"hydra": Reading(found)})), "Hydra does not find hydra_submitit_launcher"
     )
 
 
@@ -628,19 +696,19 @@ def test_tensorflow_multiplies_where_it_is_installed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for it: the real one is not among this project's packages."""
-    assert check_devices.tensorflow(make(tensorflow={})).state == "skip"
+    assert check_computing.tensorflow(make(tensorflow={})).state == "skip"
     (tmp_path / "other/tensorflow").mkdir(parents=True)
     module = tmp_path / "other/tensorflow/__init__.py"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
     monkeypatch.syspath_prepend(tmp_path / "other")
     module.write_text(STAND_IN.format(product="64.0"), encoding="utf-8")
-    assert_ok(check_devices.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
+    assert_ok(check_computing.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
     here = gpu_machine(make, tensorflow=collect_env.child("tensorflow"))
-    assert_fails(check_devices.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
+    assert_fails(check_computing.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
     module.write_text(STAND_IN.format(product="63.0"), encoding="utf-8")
-    assert_fails(check_devices.tensorflow(make()), "on CPU:0: multiplies wrongly")
+    assert_fails(check_computing.tensorflow(make()), "on CPU:0: multiplies wrongly")
     module.write_text("import os; os.kill(os.getpid(), 11)", encoding="utf-8")
-    assert examine(Check("TensorFlow", check_devices.tensorflow), make()).state == "unknown"
+    assert examine(Check("TensorFlow", check_computing.tensorflow), make()).state == "unknown"
 
 
 # The doctor itself
@@ -675,18 +743,16 @@ def test_outside_a_project_the_doctor_says_so(tmp_path: Path) -> None:
 
 def test_what_does_not_answer_is_ended_with_its_children() -> None:
     started = time.perf_counter()
-    answer = collect_env.ask("sh", "-c", "sleep 60 & echo begun; wait", limit_s=0.3)
+    answer = readings.ask("sh", "-c", "sleep 60 & echo begun; wait", limit_s=0.3)
     assert (answer.status, answer.output, answer.errors) == (None, "begun\n", "no answer within 0.3 s")
     assert time.perf_counter() - started < 5
 
 
 def test_the_step_in_which_a_process_died_gets_the_blame() -> None:
     lines = '{"begins": "a"}\n{"ends": "a", "reading": {"value": 1, "error": "", "fault": false}}\n{"begins": "b"}\n'
-    readings = collect_env.parse_child(Answer(-11, f"noise\n{lines}", ""), "x")
-    assert readings == {"a": Reading(1), "b": Reading(None, "the process was ended by SIGSEGV", True)}
-    assert (
-        collect_env.parse_child(Answer(None, lines, "no answer within 5 s"), "x")["b"].error == "no answer within 5 s"
-    )
+    found = readings.parse(Answer(-11, f"noise\n{lines}", ""), "x")
+    assert found == {"a": Reading(1), "b": Reading(None, "the process was ended by SIGSEGV", True)}
+    assert readings.parse(Answer(None, lines, "no answer within 5 s"), "x")["b"].error == "no answer within 5 s"
 
 
 def broken(machine: Machine) -> Result:

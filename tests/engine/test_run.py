@@ -116,7 +116,7 @@ def test_mlflow_has_settings_metrics_and_files_and_one_run_after_continuing(run_
 def test_evaluate_and_predict_agree(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
     metrics = evaluate(run)
-    answers = [answer.label for answer in predict(load(str(run.folder)), [Path("data/processed/test_images.npy")])]
+    answers = list(predict(load(str(run.folder)), [Path("data/processed/test_images.npy")])["label"])
     table = (run.folder / "test_predictions.csv").read_text().split()[1:]
     assert answers == [int(line.split(",")[1]) for line in table]
     right = sum(line.split(",")[0] == line.split(",")[1] for line in table) / len(table)
@@ -127,10 +127,10 @@ def test_evaluate_and_predict_agree(run_training: Train) -> None:
 def test_predict_takes_pictures(run_training: Train, tmp_path: Path) -> None:
     run = run_training("trainer.max_epochs=1")
     Image.new("RGB", (30, 40), "white").save(tmp_path / "picture.png")
-    (answer,) = predict(load(str(run.best)), [tmp_path / "picture.png"])
-    assert answer.index == 0
-    assert 0 <= answer.label < load_config(run).data.num_classes
-    assert 0 < answer.probability <= 1
+    (answer,) = predict(load(str(run.best)), [tmp_path / "picture.png"]).to_dict("records")
+    assert answer["index"] == 0
+    assert 0 <= answer["label"] < load_config(run).data.num_classes
+    assert 0 < answer["probability"] <= 1
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
@@ -142,7 +142,7 @@ def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | 
     if content is not None:
         Path("x.png").write_text(content)
     with pytest.raises(UserError) as error:
-        list(predict(load(str(run.folder)), [Path("x.png")]))
+        predict(load(str(run.folder)), [Path("x.png")])
     assert str(error.value) == sentence
 
 
@@ -261,3 +261,22 @@ def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monk
     assert done.stdout.startswith(str(tmp_path / "code"))
     assert "'git_commit': 'abc'" in done.stdout
     assert Path("uncommitted.diff").read_text() == "what was edited"
+
+
+def test_the_driver_of_the_gpus_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100")
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "580.65.06")
+    recorded = provenance.environment()
+    assert (recorded["gpus"], recorded["driver"]) == (["NVIDIA H100"], "580.65.06")
+
+    def refused() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refused)
+    assert provenance.environment()["driver"] is None

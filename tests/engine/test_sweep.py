@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import runpy
 import signal
@@ -22,7 +23,8 @@ from omegaconf import OmegaConf
 from runengine import Run, compose
 from runengine.compat import open_trial
 from runengine.runs import provenance
-from runengine.sweeps.results import Job
+from runengine.runs.lock import locked
+from runengine.sweeps.results import Job, print_table, write_csv
 from runengine.sweeps.search import STUDY, Search, storage
 from runengine.sweeps.seeds import summarize
 from scipy import stats
@@ -59,9 +61,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     write = provenance.write
 
-    def record(folder: Path, data: Path | None) -> None:
-        names.append(folder.name)
-        write(folder, data)
+    def record(run: Run, data: Path | None) -> None:
+        names.append(run.folder.name)
+        write(run, data)
 
     monkeypatch.setattr(provenance, "write", record)
     return names
@@ -114,8 +116,8 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
 def test_a_run_that_fails_is_told_and_the_others_finish(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail_in_001(folder: Path, data: Path | None) -> None:
-        if folder.name == "001":
+    def fail_in_001(run: Run, data: Path | None) -> None:
+        if run.folder.name == "001":
             raise RuntimeError("no luck\nat all")
 
     monkeypatch.setattr(provenance, "write", fail_in_001)
@@ -133,10 +135,10 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 ) -> None:
     record = provenance.write
 
-    def stop_at_001(folder: Path, data: Path | None) -> None:
-        if folder.name == "001":
+    def stop_at_001(run: Run, data: Path | None) -> None:
+        if run.folder.name == "001":
             os.kill(os.getpid(), signal.SIGTERM)
-        record(folder, data)
+        record(run, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "write", stop_at_001)
@@ -256,10 +258,10 @@ def test_a_trial_of_seeds_that_lacks_a_run_has_no_mean(
 ) -> None:
     write = provenance.write
 
-    def fail_in_001(folder: Path, data: Path | None) -> None:
-        if folder.name == "001" and not (folder.parent / "002").exists():
+    def fail_in_001(run: Run, data: Path | None) -> None:
+        if run.folder.name == "001" and not (run.folder.parent / "002").exists():
             raise RuntimeError("no luck")
-        write(folder, data)
+        write(run, data)
 
     monkeypatch.setattr(provenance, "write", fail_in_001)
     typed = [*SHORT, "search=default", "search.space.model=null", "search.trials=2", "seeds=2"]
@@ -275,7 +277,7 @@ def test_a_trial_of_seeds_that_lacks_a_run_has_no_mean(
 
 def test_a_trial_worse_than_the_others_is_stopped(run_training: Callable[..., Run], tmp_path: Path) -> None:
     cfg = compose("train", [*ONLY_SEED, "search.pruning_after_trials=1", "search.pruning_after_epochs=1"])
-    search = Search(tmp_path, cfg.search, ["trainer.max_epochs=4"])
+    search = Search(Run(tmp_path), cfg.search, ["trainer.max_epochs=4"])
     batches = search.batches()
     (good,) = next(batches)
     trial, _ = open_trial(search.study, 0)
@@ -286,7 +288,7 @@ def test_a_trial_worse_than_the_others_is_stopped(run_training: Callable[..., Ru
     (job,) = next(batches)
     run = run_training(*job.overrides, f"run_dir={job.folder}")
     assert len(table(run.folder, "history.csv")) == 2
-    assert Job(run.folder, ()).state == "pruned"
+    assert Job(run.folder).state == "pruned"
     next(batches)
     assert [trial.state.name for trial in search.study.trials] == ["COMPLETE", "PRUNED", "RUNNING"]
 
@@ -332,3 +334,33 @@ def test_a_search_by_a_metric_that_is_not_there_gives_up(start: Start, capsys: p
         "monitor.metric is val/acc, but the task has logged train/accuracy, train/loss, val/accuracy, val/loss. Log it"
     )
     assert said in capsys.readouterr().err
+
+
+def test_one_process_at_a_time_hands_out_the_runs_of_a_sweep(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("-m", *SHORT, "trainer.max_epochs=1", "seed=1,2") == 0
+    folder = the_sweep()
+    capsys.readouterr()
+    with locked(Run(folder)):
+        assert start(f"sweep_dir={folder}") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {folder} is in use: process {os.getpid()} on ")
+    assert said.endswith("Wait for it, stop it, or leave sweep_dir out to start a new sweep.\n")
+
+
+def test_a_table_has_every_digit_in_the_file_and_few_on_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"run": "000", "loss": 0.1 + 0.2, "lr": "0.00123456789", "seeds": 3}, {"run": "001", "loss": math.nan}]
+    columns = ["run", "loss", "lr", "seeds"]
+    write_csv(tmp_path / "x.csv", columns, rows)
+    assert (tmp_path / "x.csv").read_text().splitlines() == [
+        "run,loss,lr,seeds", "000,0.30000000000000004,0.00123456789,3", "001,nan,,",
+    ]  # fmt: skip
+    print_table(columns, rows)
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert cells == [columns, ["000", "0.3000", "0.001235", "3"], ["001", "nan"]]
+    print_table(columns, rows * 15, tmp_path / "x.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines), lines[-1]) == (22, f"... and 10 more in {tmp_path / 'x.csv'}")
+    print_table(columns, [])
+    assert capsys.readouterr().out == ""

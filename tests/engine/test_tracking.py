@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SOURCE, weights
-from ml_project import datasets
+from ml_project import tables
 from ml_project.evaluate import evaluate, per_class
 from ml_project.predict import load, predict, write
 from ml_project.prepare import prepare
@@ -27,12 +27,13 @@ from mlflow import MlflowClient
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from runengine import Run, UserError, compose, find, load_config, save_model
-from runengine.settings.config import check
+from runengine.settings.check import check
 from runengine.settings.errors import explain
-from runengine.tracking import mlflow_client, mlflow_sync, payload
-from runengine.tracking.payload import registered_name
+from runengine.tracking import mlflow_client
+from runengine.tracking.mlflow_sync import MlflowSync
+from runengine.tracking.payload import read_rows, registered_name
 from runengine.tracking.registry import champion, promote
-from runengine.tracking.sync import sync
+from runengine.tracking.sync import note, sync
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -105,18 +106,18 @@ def test_training_goes_on_without_a_server_and_all_is_sent_later(
     assert not run.mlflow_run_id.exists()
     assert json.loads((run.folder / "unsent.json").read_text())["status"] == "FINISHED"
 
-    assert sync([run.folder]) == 1
+    assert sync([run]) == 1
     evaluate(run)
     nobody()
-    assert sync([run.folder]) == 0
+    assert sync([run]) == 0
     assert not (run.folder / "unsent.json").exists()
     assert history(run, "val/loss") == [4, 8, 12]
     assert len(history(run, "test/loss")) == 1
-    assert sync([run.folder]) == 0
+    assert sync([run]) == 0
     assert history(run, "val/loss") == [4, 8, 12]
     sent = client().get_run(run.mlflow_run_id.read_text().strip())
     assert sent.info.status == "FINISHED"
-    rows = payload.read_rows(run.folder)
+    rows = read_rows(run)
     assert (sent.info.end_time, sent.info.run_name) == (rows[-1]["time_ms"], run.folder.name)
 
 
@@ -148,7 +149,7 @@ def test_a_sweep_without_a_server_is_sent_later_with_its_runs(
     printed = call("runengine", "sync").splitlines()
     assert [line.rpartition(": ")[2] for line in printed] == ["sent"] * 3
     assert call("runengine", "sync") == "MLflow has everything\n"
-    (parent,) = (file for file in Path("runs").rglob("mlflow_run_id") if payload.is_sweep(file.parent))
+    (parent,) = (file for file in Path("runs").rglob("mlflow_run_id") if Run(file.parent).is_sweep())
     (experiment,) = client().search_experiments(filter_string="name != 'Default'")
     children = client().search_runs(
         [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.read_text()[:32]}'"
@@ -201,12 +202,12 @@ def test_settings_of_tracking_that_do_not_fit_get_one_sentence(
 def test_a_killed_run_is_marked_by_sync(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1", "tracking=mlflow")
     run.metrics.unlink()
-    mlflow_sync.note(run.folder, "RUNNING")
+    note(run, "RUNNING")
     with (run.folder / "metrics.jsonl").open("a") as rows:
         rows.write('{"time_ms": 1, "step"')  # killed while it wrote this
-    assert sync([run.folder]) == 0
+    assert sync([run]) == 0
     assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "KILLED"
-    assert sync([run.folder]) == 0  # once more, though there is nothing to send
+    assert sync([run]) == 0  # once more, though there is nothing to send
     assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "KILLED"
     run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
     assert history(run, "val/loss") == [4, 8]
@@ -215,8 +216,8 @@ def test_a_killed_run_is_marked_by_sync(run_training: Train) -> None:
 def test_a_run_that_was_killed_when_all_was_written_is_finished(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1", "tracking=mlflow")
     client().set_terminated(run.mlflow_run_id.read_text().strip(), "RUNNING")
-    mlflow_sync.note(run.folder, "RUNNING")
-    assert sync([run.folder]) == 0
+    note(run, "RUNNING")
+    assert sync([run]) == 0
     assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "FINISHED"
 
 
@@ -224,9 +225,9 @@ def test_a_request_whose_answer_was_lost_makes_no_second_run_and_no_second_metri
     run = run_training("trainer.max_epochs=2", "tracking=mlflow")
     uri, run_id = os.environ["MLFLOW_TRACKING_URI"], run.mlflow_run_id.read_text()
     run.mlflow_run_id.unlink()
-    mlflow_sync.MlflowSync(run.folder, uri).finish("FINISHED")
+    MlflowSync(run, uri).finish("FINISHED")
     assert run.mlflow_run_id.read_text() == run_id
-    twice = mlflow_sync.MlflowSync(run.folder, uri)
+    twice = MlflowSync(run, uri)
     twice.run_id, twice._client, twice._known = run_id.strip(), client(), set()  # as if none had arrived
     twice.update()
     assert history(run, "val/loss") == [4, 8]
@@ -285,9 +286,9 @@ def test_a_promoted_model_loads_without_this_package_and_agrees(run_training: Tr
     evaluate(run)
     assert promote(find(version.run_id)) == 1
     images = Path("data/processed/val_images.npy")
-    by_run, by_champion = (list(predict(load(name), [images])) for name in (str(run.folder), champion(experiment)))
-    assert [answer.name for answer in by_run] == [answer.name for answer in by_champion]
-    assert [a.probability for a in by_run] == pytest.approx([a.probability for a in by_champion], abs=1e-5)
+    by_run, by_champion = (predict(load(name), [images]) for name in (str(run.folder), champion(experiment)))
+    assert list(by_run["class"]) == list(by_champion["class"])
+    assert list(by_run["probability"]) == pytest.approx(list(by_champion["probability"]), abs=1e-5)
 
     program = (
         "import sys, mlflow, numpy as np\n"
@@ -299,14 +300,14 @@ def test_a_promoted_model_loads_without_this_package_and_agrees(run_training: Tr
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", program, str((run.folder / "model").absolute()), str(images.absolute())]
     printed = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=True).stdout
-    assert [int(label) for label in printed.split()] == [answer.label for answer in by_run]
+    assert [int(label) for label in printed.split()] == list(by_run["label"])
 
 
 def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Train) -> None:
     rows = [f"{number},{number % 7},{'high' if number > 25 else 'low'}" for number in range(50)]
     Path("table.csv").write_text("\n".join(["size,age,label", *rows]))
     made = prepare(
-        Path("data/table"), partial(datasets.table, "table.csv", "label", []),
+        Path("data/table"), partial(tables.from_csv, "table.csv", "label", []),
         split_seed=0, val_fraction=0.2, test_fraction=0.2,
     )  # fmt: skip
     shape = f"data.image_shape=[{','.join(map(str, made['image_shape']))}]"
@@ -323,10 +324,10 @@ def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Tra
     evaluate(run)
     assert not (run.folder / "worst_mistakes.png").exists()
     names = (str(run.folder), champion(load_config(run).experiment_name))
-    by_run, by_champion = (list(predict(load(name), [Path("table.csv")])) for name in names)
+    by_run, by_champion = (predict(load(name), [Path("table.csv")]) for name in names)
     assert len(by_run) == 50
-    assert {answer.name for answer in by_run} <= {"high", "low"}
-    assert [a.probability for a in by_run] == pytest.approx([a.probability for a in by_champion], abs=1e-5)
+    assert set(by_run["class"]) <= {"high", "low"}
+    assert list(by_run["probability"]) == pytest.approx(list(by_champion["probability"]), abs=1e-5)
 
 
 class Fickle(nn.Module):
@@ -366,7 +367,7 @@ def test_what_cannot_be_promoted_gets_one_sentence(run_training: Train) -> None:
         load("x.ckpt")
 
 
-def test_a_folder_of_images_becomes_a_table(run_training: Train) -> None:
+def test_a_folder_of_images_becomes_a_table(run_training: Train, capsys: pytest.CaptureFixture[str]) -> None:
     import pandas as pd
 
     model = load(str(run_training("trainer.max_epochs=1").folder))
@@ -375,14 +376,21 @@ def test_a_folder_of_images_becomes_a_table(run_training: Train) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (20, 20), 128).save(file)
     Path("photos/notes.txt").touch()
-    answers = list(predict(model, [Path("photos")]))
-    assert [answer.file.as_posix() for answer in answers] == ["photos/a.PNG", "photos/b/1.jpg", "photos/b/2.png"]
+    answers = predict(model, [Path("photos")])
+    assert [Path(file).as_posix() for file in answers["file"]] == ["photos/a.PNG", "photos/b/1.jpg", "photos/b/2.png"]
     for name, read in (("table.csv", pd.read_csv), ("table.parquet", pd.read_parquet)):
-        write(iter(answers), Path(name))
-        assert list(read(name)["file"]) == [str(answer.file) for answer in answers]
+        write(answers, Path(name))
+        pd.testing.assert_frame_equal(read(name).astype(answers.dtypes), answers)
+    capsys.readouterr()
+    write(answers, None)
+    printed = capsys.readouterr().out.split("\n")
+    first = answers.iloc[0]
+    assert printed[:1] == ["file,index,label,class,probability"]
+    assert printed[1] == f"{first['file']},0,{first['label']},{first['class']},{first['probability']:.4f}"
+    assert printed[4:] == [""]
     Path("empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no images \(.*\.png"):
-        list(predict(model, [Path("empty")]))
+        predict(model, [Path("empty")])
 
 
 def test_addresses_are_shown_without_passwords() -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 import runengine
-from runengine.machine import check_devices, check_setup, check_system, doctor
+from runengine.machine import check_computing, check_devices, check_setup, check_system, doctor
 from runengine.machine.checks import size
 from runengine.settings import project
-from runengine.settings.config import LIMITS, OPTIONAL
+from runengine.settings.check import LIMITS, OPTIONAL
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -29,7 +29,7 @@ OF_TESTS = {"assert_resumes_exactly": "testing"}  # what of the engine only test
 KINDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "seq": "a list"}
 DIRECTIVE = "{py:%s}"
 UNKNOWN = "\u2026"  # what only the machine can tell
-CHECKS = (check_devices, check_setup, check_system)  # the modules that look
+CHECKS = (check_computing, check_devices, check_setup, check_system)  # the modules that look
 CONSTANTS = {name: value for module in CHECKS for name, value in vars(module).items() if name.isupper()}
 Functions = dict[str, ast.FunctionDef]
 

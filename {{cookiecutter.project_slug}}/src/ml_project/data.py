@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import runengine
+from runengine import UserError
 
 from .prepare import command_for, files_of, settings_for
 
@@ -25,12 +27,12 @@ log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]  # images_BCHW float32, labels_B int64
 
 
+@dataclass(eq=False)
 class ImageSplit(Dataset[Batch]):
-    """One split. Images N C H W, float32 or uint8, given out as they are stored; labels int64 N."""
+    """One split, given out as it is stored."""
 
-    def __init__(self, images_NCHW: runengine.StoredArray, labels_N: Tensor) -> None:
-        self.images_NCHW = images_NCHW
-        self.labels_N = labels_N
+    images_NCHW: runengine.StoredArray  # float32 or uint8
+    labels_N: Tensor  # int64
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -48,40 +50,20 @@ def as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _as_is(batch: Batch) -> Batch:
-    """`__getitems__` has made the batch already."""
-    return batch
-
-
+@dataclass(eq=False)
 class ImageData(pl.LightningDataModule):
-    """Reads what `prepare` wrote.
+    """Reads what `prepare` wrote."""
 
-    Args:
-        folder: holds the arrays of the three splits and split.json.
-        image_shape: channels, height, width that the model expects.
-        num_classes: labels are 0 .. num_classes - 1.
-        batch_size: images a step, over all devices together; each takes its share.
-        num_workers: processes that load batches; 0 loads in the training process. None: 0 for data in memory, for
-            data on the disk one for each core that is left.
-        seed: of the order of the training images, together with the epoch.
-    """
+    folder: Path  # holds the arrays of the three splits and split.json
+    image_shape: Sequence[int]  # channels, height, width that the model expects
+    num_classes: int  # labels are 0 .. num_classes - 1
+    batch_size: int  # images a step, over all devices together; each takes its share
+    num_workers: int | None  # that load batches; None: 0 for data in memory, else one for each core that is left
+    seed: int  # of the order of the training images, together with the epoch
 
-    def __init__(
-        self,
-        folder: str,
-        image_shape: Sequence[int],
-        num_classes: int,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self.folder = Path(folder)
-        self.image_shape = tuple(image_shape)
-        self.num_classes = num_classes
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.folder, self.image_shape = Path(self.folder), tuple(self.image_shape)
         self.splits: dict[str, ImageSplit] = {}
 
     def setup(self, stage: str) -> None:
@@ -90,11 +72,7 @@ class ImageData(pl.LightningDataModule):
             self.split(name)
 
     def split(self, name: str) -> ImageSplit:
-        """The split `train`, `val` or `test`.
-
-        Raises:
-            UserError: a file is missing, damaged, or does not fit `image_shape` and `num_classes`.
-        """
+        """The split `train`, `val` or `test`."""
         if name not in self.splits:
             self.splits[name] = self._read(name)
         return self.splits[name]
@@ -116,9 +94,7 @@ class ImageData(pl.LightningDataModule):
 
     def _loader(self, name: str) -> DataLoader[Batch]:
         split, num_workers = self.split(name), self.num_workers
-        if num_workers is None and not split.images_NCHW.on_disk:
-            num_workers = 0  # to index memory is quicker than to send batches between processes
-        if num_workers is None:
+        if num_workers is None and split.images_NCHW.on_disk:
             num_workers, reason = runengine.suggested_workers(self.trainer)
             log.info("data.num_workers=%d: %s is read from the disk; %s", num_workers, split.images_NCHW.file, reason)
         return runengine.loader(
@@ -127,37 +103,37 @@ class ImageData(pl.LightningDataModule):
             self.trainer,
             seed=self.seed,
             shuffle=name == "train",
-            num_workers=num_workers,
-            collate_fn=_as_is,
+            num_workers=num_workers or 0,  # to index memory is quicker than to send batches between processes
+            collate_fn=tuple,  # __getitems__ has made the batch already
         )
 
     def _read(self, name: str) -> ImageSplit:
-        images, labels, _ = files_of(self.folder, name)
-        record_file = self.folder / "split.json"
-        again = f"Run: {command_for(self.folder)}"
-        for needed in (images, labels, record_file):
+        images_file, labels_file, _ = files_of(self.folder, name)
+        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder)}"
+        for needed in (images_file, labels_file, record_file):
             if not needed.is_file():
-                raise runengine.UserError(f"{needed.as_posix()} does not exist. {again}")
+                raise UserError(f"{needed.as_posix()} does not exist. {again}")
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
-            wanted, num_classes = record["sha256"], len(record["classes"])
-            sums = {file: wanted[file.name] for file in (images, labels)}
+            checksums = {file: record["sha256"][file.name] for file in (images_file, labels_file)}
+            num_classes = len(record["classes"])
         except (ValueError, KeyError, TypeError):
-            raise runengine.UserError(f"{record_file.as_posix()} is damaged. {again}") from None
+            raise UserError(f"{record_file.as_posix()} is damaged. {again}") from None
         try:
-            split = ImageSplit(runengine.StoredArray(images), torch.from_numpy(np.load(labels, allow_pickle=False)))
-        except (ValueError, EOFError):  # of a large file only the length is looked at: to read it takes minutes
-            raise runengine.UserError(f"{images.as_posix()} is damaged: it is no array, or was cut. {again}") from None
-        for file, checksum in sums.items():
-            if not (file == images and split.images_NCHW.on_disk) and runengine.sha256(file) != checksum:
-                raise runengine.UserError(
-                    f"{file.as_posix()} is damaged: its SHA-256 is not the one in {record_file.name}. {again}"
-                )
-        shape = tuple(split.images_NCHW.rows.shape[1:])
+            images = runengine.StoredArray(images_file)
+            labels = torch.from_numpy(np.load(labels_file, allow_pickle=False))
+        except (ValueError, EOFError):
+            raise UserError(f"{images_file.as_posix()} is damaged: it is no array, or was cut. {again}") from None
+        if images.on_disk:
+            del checksums[images_file]  # only its length was looked at: to read all of it takes minutes
+        for file, checksum in checksums.items():
+            if runengine.sha256(file) != checksum:
+                raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in split.json. {again}")
+        shape = tuple(images.rows.shape[1:])
         if (shape, num_classes) != (self.image_shape, self.num_classes):
-            raise runengine.UserError(
+            raise UserError(
                 f"data.image_shape is {list(self.image_shape)} and data.num_classes {self.num_classes}, but the images "
                 f"in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
                 f"Type {settings_for(shape, num_classes)}, or write it into conf/data/."
             )
-        return split
+        return ImageSplit(images, labels)

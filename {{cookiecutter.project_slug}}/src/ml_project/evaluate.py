@@ -42,7 +42,7 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
 
     labels_N, probabilities_NK = torch.cat(task.test_labels_B), torch.cat(task.test_logits_BK).softmax(dim=1)
     probability_N, predicted_N = probabilities_NK.max(dim=1)
-    classes = runengine.read_data(run.folder).get("classes") or [str(label) for label in range(cfg.data.num_classes)]
+    classes = runengine.read_data(run).get("classes") or [str(label) for label in range(cfg.data.num_classes)]
     answers = {"label": labels_N, "predicted": predicted_N, "probability": probability_N}
     run.save_table("test_predictions.csv", pd.DataFrame(answers))
     run.save_table("per_class.csv", per_class(labels_N.numpy(), predicted_N.numpy(), classes))

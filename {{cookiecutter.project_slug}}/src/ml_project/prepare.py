@@ -24,11 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import runengine
-from runengine import UserError
+from runengine import UserError, listed
 
 from .datasets import SPLITS, RawDataset
-
-PART_BYTES = 1 << 26  # of the images are written at once
 
 
 def prepare(
@@ -37,27 +35,18 @@ def prepare(
     """Write the three splits and `split.json` into `folder`, each class in the same share everywhere.
 
     Splits that the dataset has already are kept. Shares are those of all rows; where the test split is given, `val` is
-    a share of what is left.
-
-    Returns:
-        The content of `split.json`.
-
-    Raises:
-        UserError: the raw data cannot be used or split.
+    a share of what is left. Returns the content of `split.json`.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < fraction < 1:
-            raise UserError(f"{name} must be > 0 and < 1, got {fraction}.")
-    if val_fraction + test_fraction >= 1:
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
         raise UserError(
-            f"val_fraction + test_fraction must be < 1, got {val_fraction} + {test_fraction}: "
-            "nothing is left to train on. Make one of them smaller."
+            f"val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
+            f"{val_fraction} + {test_fraction}. Leave something to each split, train too."
         )
     if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
         raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
     raw = dataset()
     labels, classes = _labels(raw)
-    splits = _split(labels, classes, raw.predefined_splits, split_seed, val_fraction, test_fraction)
+    splits = _split(raw, labels, classes, split_seed, {"test": test_fraction, "val": val_fraction})
     images, standardised = _images(raw, splits["train"])
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,19 +71,9 @@ def prepare(
     return record
 
 
-def files_of(folder: Path, split: str) -> tuple[Path, Path, Path]:
+def files_of(folder: Path, split: str) -> list[Path]:
     """Images, labels and rows of a split."""
-    images, labels, rows = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels", "rows"))
-    return images, labels, rows
-
-
-def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
-    """These rows of the array; a part at a time, as they may be more than memory holds."""
-    written = np.lib.format.open_memmap(file, "w+", array.dtype, (len(chosen), *array.shape[1:]))
-    step = max(1, PART_BYTES // max(1, array[:1].nbytes))
-    for start in range(0, len(chosen), step):
-        written[start : start + step] = array[chosen[start : start + step]]
-    written.flush()
+    return [folder / f"{split}_{kind}.npy" for kind in ("images", "labels", "rows")]
 
 
 def command_for(folder: Path) -> str:
@@ -105,9 +84,8 @@ def command_for(folder: Path) -> str:
 
 
 def settings_for(image_shape: Sequence[int], num_classes: int) -> str:
-    """What has to be typed to train on such images."""
-    shape = ",".join(str(size) for size in image_shape)
-    return f"'data.image_shape=[{shape}]' data.num_classes={num_classes}"  # quoted: zsh takes brackets for a pattern
+    """What has to be typed to train on such images; quoted, because zsh takes brackets for a pattern."""
+    return f"'data.image_shape=[{','.join(map(str, image_shape))}]' data.num_classes={num_classes}"
 
 
 def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
@@ -130,26 +108,18 @@ def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
 
 
 def _split(
-    labels: np.ndarray,
-    classes: Sequence[str],
-    predefined_splits: Mapping[str, np.ndarray],
-    split_seed: int,
-    val_fraction: float,
-    test_fraction: float,
+    raw: RawDataset, labels: np.ndarray, classes: Sequence[str], split_seed: int, fractions: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
     """The rows of each split, sorted: those that are given, the others drawn with each class in the same share."""
     from sklearn.model_selection import train_test_split
 
-    splits = dict(predefined_splits)
-    train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), np.concatenate([[], *predefined_splits.values()]))
-    drawn = {"test": test_fraction, "val": val_fraction}
-    drawn = {name: fraction for name, fraction in drawn.items() if name not in predefined_splits}
+    splits = dict(raw.predefined_splits)
+    train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), np.concatenate([[], *splits.values()]))
+    drawn = {name: fraction for name, fraction in fractions.items() if name not in splits}
     counts = np.bincount(labels[train], minlength=len(classes))
-    if counts.min() <= len(drawn):
-        rare = [f"{classes[label]!r} ({counts[label]})" for label in map(int, np.flatnonzero(counts <= len(drawn)))]
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+    if rare := [f"{name!r} ({count})" for name, count in zip(classes, counts, strict=True) if count <= len(drawn)]:
         raise UserError(
-            f"too few examples of {', '.join(rare[:5])}{more}: each class needs {len(drawn) + 1}, "
+            f"too few examples of {listed(rare)}: each class needs {len(drawn) + 1}, "
             f"one for {', '.join(['train', *sorted(drawn)])} each. Add some, or leave these classes out."
         )
     left = 1.0
@@ -169,16 +139,26 @@ def _split(
 
 def _images(raw: RawDataset, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """The images as they are stored, and what a table was standardised with: mean and spread of its training rows."""
+    from sklearn.preprocessing import StandardScaler
+
     if raw.images.dtype == np.uint8:
         return raw.images, {}
     if not np.isfinite(raw.images).all():
         raise UserError("the images hold values that are no numbers (NaN or infinite). Fix them in the raw data.")
     if not raw.features:
         return raw.images.astype(np.float32), {}
-    mean, std = raw.images[train].mean(axis=0), raw.images[train].std(axis=0)
-    std[std == 0] = 1  # a column that never changes
-    record = {"features": list(raw.features), "mean": mean.ravel().tolist(), "std": std.ravel().tolist()}
-    return ((raw.images - mean) / std).astype(np.float32), record
+    values_NF = raw.images.reshape(len(raw.images), -1)
+    scaler = StandardScaler().fit(values_NF[train])
+    record = {"features": list(raw.features), "mean": scaler.mean_.tolist(), "std": scaler.scale_.tolist()}
+    return scaler.transform(values_NF).reshape(raw.images.shape).astype(np.float32), record
+
+
+def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
+    """These rows of the array, one by one: together they may be more than memory holds."""
+    written = np.lib.format.open_memmap(file, "w+", array.dtype, (len(chosen), *array.shape[1:]))
+    for place, row in enumerate(chosen):
+        written[place] = array[row]
+    written.flush()
 
 
 def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
@@ -199,13 +179,9 @@ def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
 @runengine.main("prepare")
 def main(cfg: DictConfig) -> None:
     dataset: Callable[[], RawDataset] = hydra.utils.instantiate(cfg.dataset, _partial_=True, _convert_="all")
-    record = prepare(
-        Path(cfg.folder),
-        dataset,  # called in prepare(), which does not change what it raises
-        split_seed=cfg.split_seed,
-        val_fraction=cfg.val_fraction,
-        test_fraction=cfg.test_fraction,
-    )
+    fractions = {"val_fraction": cfg.val_fraction, "test_fraction": cfg.test_fraction}
+    # the dataset is called in prepare(), which does not change what it raises
+    record = prepare(Path(cfg.folder), dataset, split_seed=cfg.split_seed, **fractions)
     print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
     print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder, record)}")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .runs.weights import load as load
     from .runs.weights import load_weights as load_weights
     from .settings.config import compose as compose
+    from .settings.console import listed as listed
     from .settings.errors import UserError as UserError
     from .settings.errors import friendly_errors as friendly_errors
     from .settings.files import atomic_file as atomic_file
@@ -41,7 +42,7 @@ HOMES = {
     "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.run", "load_config": "runs.run",
     "read_data": "runs.provenance", "main": "program", "build_all": "program",
     "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
-    "UserError": "settings.errors", "friendly_errors": "settings.errors",
+    "UserError": "settings.errors", "friendly_errors": "settings.errors", "listed": "settings.console",
     "atomic_file": "settings.files", "atomic_write": "settings.files", "sha256": "settings.files",
     "StoredArray": "data.arrays", "download": "data.download",
     "loader": "data.loader", "suggested_workers": "data.loader",

@@ -13,7 +13,7 @@ COMMANDS = {  # module, and what it is for
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),
     "serve": ("tracking.registry", "answer requests with the promoted model"),
-    "settings": ("settings.config", "write the settings that decide a result, for dvc.yaml"),
+    "settings": ("settings.check", "write the settings that decide a result, for dvc.yaml"),
     "store": ("tracking.mlflow_client", "make the tables of MLflow's database"),
     "sync": ("tracking.sync", "send to MLflow what it could not accept during the runs"),
     "upgrade": ("upgrade", "replace the engine by another version"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -22,18 +21,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .runs.provenance import data_folder, read_data, same_data
-from .runs.run import Run, find, load_config
+from .runs.run import Run, find, load_config, read_numbers
 from .settings import project
 from .settings.config import deciding, flatten
-from .settings.files import atomic_write
+from .settings.files import atomic_write, read_json
 
 SUMMARY = "Write a model card and a data sheet from what a run has recorded."
 NOT_STATED = "Not stated."
-MODEL_CARD = "model-card.md"
-DATA_SHEET = "data-sheet.md"
 QUESTIONS = {  # after Mitchell et al. 2019 and Gebru et al. 2021, in short
-    MODEL_CARD: ("Intended use", "Uses to avoid", "Limits", "Ethical considerations"),
-    DATA_SHEET: ("Why and by whom it was collected", "Consent and privacy", "Known gaps", "Licence"),
+    Run.model_card.name: ("Intended use", "Uses to avoid", "Limits", "Ethical considerations"),
+    Run.data_sheet.name: ("Why and by whom it was collected", "Consent and privacy", "Known gaps", "Licence"),
 }
 MOST_ROWS = 50  # of a table, and of a list: a page is read by people
 NO_METRICS = ("epoch", "step")  # of metrics.json
@@ -43,13 +40,12 @@ PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy")  # the others
 
 def write_cards(run: Run) -> list[Path]:
     """Write both pages; answers that a person has written into them are kept."""
-    parts = {MODEL_CARD: model_card(run), DATA_SHEET: data_sheet(run)}
-    for name, text in parts.items():
-        file = run.folder / name
+    pages = {run.model_card: model_card(run), run.data_sheet: data_sheet(run)}
+    for file, text in pages.items():
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
-        asked = "\n\n".join(f"## {question}\n\n{answer(before, question)}" for question in QUESTIONS[name])
+        asked = "\n\n".join(f"## {question}\n\n{answer(before, question)}" for question in QUESTIONS[file.name])
         atomic_write(file, f"{text}\n\n{asked}\n")
-    return [run.folder / name for name in parts]
+    return list(pages)
 
 
 def answer(page: str, question: str) -> str:
@@ -60,11 +56,11 @@ def answer(page: str, question: str) -> str:
 
 def model_card(run: Run) -> str:
     cfg = load_config(run)
-    start = json.loads(run.starts.read_text(encoding="utf-8").splitlines()[-1]) if run.starts.is_file() else {}
-    environment = _json(run.environment)
+    start = (run.read_starts() or [{}])[-1]
+    environment = read_json(run.environment)
     packages = environment.get("packages", {})
     commit = start.get("git_commit", "in no Git repository")
-    best, test, model = _json(run.metrics), _json(run.test_metrics), model_of(run, cfg)
+    best, test, model = read_numbers(run.metrics), read_numbers(run.test_metrics), model_of(run, cfg)
     parts = [
         f"# Model card: {model.rpartition('.')[2]} on {cfg.experiment_name}",
         facts([
@@ -107,9 +103,8 @@ def which_epoch(cfg: DictConfig, best: dict[str, Any]) -> str:
     )
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
-    rows = [(f"`{name}`", value) for name, value in metrics.items() if isinstance(value, int | float)]
-    return table(("metric", "value"), rows)
+def metrics_table(metrics: dict[str, float]) -> str:
+    return table(("metric", "value"), [(f"`{name}`", value) for name, value in metrics.items()])
 
 
 def small_table(file: Path) -> str:
@@ -123,11 +118,11 @@ def small_table(file: Path) -> str:
 
 
 def data_sheet(run: Run) -> str:
-    cfg, data = load_config(run), read_data(run.folder)
+    cfg, data = load_config(run), read_data(run)
     folder = data_folder(cfg)
     record: list[tuple[str, Any]] = [(f"`{key}`", data[key]) for key in data if is_plain(data[key])]
     if folder and data and same_data(folder, data):  # the folder may hold other data by now
-        sums = _json(folder / "split.json").get("sha256", {})
+        sums = read_json(folder / "split.json").get("sha256", {})
         record += [(f"SHA-256 of `{name}`", f"`{value}`") for name, value in sums.items()]
     parts = [
         f"# Data sheet: {folder.as_posix() if folder else cfg.experiment_name}",
@@ -189,11 +184,6 @@ def cell(value: Any) -> str:
 
 def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.3g}"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content
 
 
 def main() -> None:

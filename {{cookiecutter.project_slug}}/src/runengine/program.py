@@ -27,11 +27,11 @@ from .launch import slurm
 from .runs.resolve import resolve_run
 from .runs.run import Run, load_config
 from .settings import process, project
-from .settings.config import answer_help, check, in_root
+from .settings.check import check
+from .settings.config import in_root
 from .settings.console import quiet_lightning
 from .settings.errors import friendly_errors
-from .sweeps.sweep import one_run
-from .tracking import mlflow_sync
+from .sweeps.one_run import one_run
 from .tracking.mlflow_client import Access
 from .tracking.sync import sync
 from .training import distributed
@@ -68,7 +68,7 @@ class Program:
 
     def __call__(self) -> None:
         project.use(self.home)
-        answer_help(self.about, self.home.script)
+        _answer_help(self.about, self.home.script)
         with friendly_errors():
             project.check_imports()
             project.check_plugin()
@@ -104,8 +104,8 @@ class Program:
         run, cfg, finished = distributed.decide(lambda: _resolve(cfg, overrides))
         if finished:
             print(f"{run.folder} is finished. To train for longer: trainer.max_epochs={cfg.trainer.max_epochs * 2}")
-            if process.rank() == 0 and mlflow_sync.unsent(run.folder).exists():  # it was killed after its last epoch
-                sync([run.folder])
+            if process.rank() == 0 and run.unsent.exists():  # it was killed after its last epoch
+                sync([run])
             return run
         access = Access(cfg.tracking.mlflow_uri if process.rank() == 0 else None)  # asked while torch is imported
         import pytorch_lightning as pl
@@ -128,6 +128,21 @@ class Program:
         with one_run(cfg.run_dir, overrides) if in_a_sweep else friendly_errors():
             check(cfg, self.home.script, overrides)
             self.start(cfg, overrides)
+
+
+def _answer_help(doc: str | None, config_name: str) -> None:
+    """End with what the program is for and what can be chosen, if --help was typed; Hydra's own takes twice as long."""
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    chosen: dict[str, Any] = {}
+    for each in OmegaConf.load(project.current().conf / f"{config_name}.yaml").defaults:
+        chosen |= dict(each) if OmegaConf.is_dict(each) else {}
+    print(f"{doc}\nWhat can be chosen, and the default:\n")
+    for group, default in chosen.items():
+        if found := project.choices(group):
+            print(f"    {group + '=' + (default or 'null'):20} {', '.join(found)}")
+    print("\nEvery setting:  --cfg job      What it means:  the files in conf/      Hydra's own options:  --hydra-help")
+    sys.exit()
 
 
 def _resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, bool]:

@@ -13,7 +13,6 @@ Exit status: 0 equal, 1 not equal.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -25,9 +24,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .runs import provenance
-from .runs.run import Run, find
+from .runs.run import Run, find, read_numbers
 from .settings import project
 from .settings.errors import UserError
+from .settings.files import read_json
 from .sweeps.results import print_table
 
 PLACE = Path(".rerun")
@@ -40,9 +40,8 @@ def rerun(run: Run) -> Run:
     Raises:
         UserError: it cannot be repeated; the message says what is missing.
     """
-    starts = [json.loads(line) for line in run.starts.read_text(encoding="utf-8").splitlines()]
     place = (PLACE / run.folder.name).absolute()
-    code = _check_out(run, {start.get("git_commit") for start in starts}, place)
+    code = _check_out(run, {start.get("git_commit") for start in run.read_starts()}, place)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "packages"), str(code / "src")])}
     _bring_packages(run, place, code)
     _bring_data(run, code, environment)
@@ -59,7 +58,7 @@ def rerun(run: Run) -> Run:
 
 def compare(recorded: Run, new: Run, tolerance: float) -> bool:
     """Print both results; true if none differs by more than `tolerance`, relative to the recorded one."""
-    before, after = (_numbers(run.metrics) for run in (recorded, new))
+    before, after = (read_numbers(run.metrics) for run in (recorded, new))
     rows = [{"metric": name, "recorded": repr(value), "again": repr(after.get(name))} for name, value in before.items()]
     print_table(["metric", "recorded", "again"], rows)
     if recorded.history.read_bytes() == new.history.read_bytes():
@@ -68,12 +67,6 @@ def compare(recorded: Run, new: Run, tolerance: float) -> bool:
     worst = max(_difference(before[name], after.get(name)) for name in before)
     print(f"not equal: the largest relative difference is {worst:.2g}, {tolerance:g} is allowed (--tolerance)")
     return worst <= tolerance
-
-
-def _numbers(file: Path) -> dict[str, float]:
-    """Without MLflow's id."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
 
 def _difference(before: float, after: float | None) -> float:
@@ -108,7 +101,7 @@ def _check_out(run: Run, commits: set[str | None], place: Path) -> Path:
 
 def _bring_packages(run: Run, place: Path, code: Path) -> None:
     """Install, into a folder of their own, the packages that had another version."""
-    then = json.loads(run.environment.read_text(encoding="utf-8"))
+    then = read_json(run.environment)
     if then["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
         raise UserError(f"{run.folder} was trained with Python {then['python']}, this is {platform.python_version()}.")
     missing = other_versions(then["packages"], provenance.environment()["packages"], code / "pyproject.toml")
@@ -141,10 +134,9 @@ def other_versions(then: Mapping[str, str], now: Mapping[str, str], pyproject: P
 
 def _bring_data(run: Run, code: Path, environment: Mapping[str, str]) -> None:
     """Into the worktree: the data of this folder, if unchanged; else from DVC's cache or remote, or prepared again."""
-    file = run.data
-    if not file.exists():
+    record = provenance.read_data(run)
+    if not record:
         raise UserError(f"{run.folder} has no data.json: which data it was trained on is not known.")
-    record = json.loads(file.read_text(encoding="utf-8"))
     here, there = Path(record["folder"]), code / record["folder"]
     if provenance.same_data(here, record):
         there.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,6 @@ class TrainingRun(Run):
         self.access = access
         self.rows = History(self, cfg.monitor.metric, cfg.monitor.mode)
         self.signals = Signals()
-        self.stack = ExitStack()
         self.choices: list[Choice] = []
         self.tracker: Tracker | None = None
         self.kept: dict[type, pl.Callback] = {}  # from one call of `fit` to the next
@@ -130,7 +129,7 @@ class TrainingRun(Run):
         if self.trial.exists():
             from .sweeps.pruning import Report
 
-            options["callbacks"].insert(0, Report(self.folder))
+            options["callbacks"].insert(0, Report(self))
         own = {type(each): each for each in options["callbacks"] if type(each) in (BestCheckpoint, LastCheckpoint)}
         self.kept = own | self.kept  # the best checkpoint so far is kept from one call of `fit` to the next
         options["callbacks"] = [self.kept.get(type(each), each) for each in options["callbacks"]]
@@ -139,24 +138,22 @@ class TrainingRun(Run):
 
     def __enter__(self) -> TrainingRun:
         self.access.check()
-        try:
+        with ExitStack() as stack:  # if anything fails here, what was entered before is left again
             if self.is_main:
-                self.stack.enter_context(open_run(self, self.cfg))
+                stack.enter_context(open_run(self, self.cfg))
             else:
                 stay_silent()
             for choice in self.choices:
                 log.info("%s: %s", *choice)
             # Lightning's children read the configuration from the folder
             arguments = (f"run_dir={self.folder}", "hydra.mode=RUN")
-            self.stack.enter_context(distributed.children_run(project.current().module, *arguments))
-            self.stack.enter_context(self.signals)
+            stack.enter_context(distributed.children_run(project.current().module, *arguments))
+            stack.enter_context(self.signals)
             if self.is_main:
                 self._open_tracker()
             if self.resume_from:
                 log.info("resuming from %s", self.resume_from)
-        except BaseException:
-            self.stack.__exit__(*sys.exc_info())
-            raise
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -189,13 +186,13 @@ class TrainingRun(Run):
     def _open_tracker(self) -> None:
         from .tracking.tracker import Tracker
 
+        settings = self.cfg.tracking
         self.tracker = self.rows.tracker = Tracker(
-            self.folder,
-            self.cfg.tracking.mlflow_uri,
-            tensorboard=self.cfg.tracking.tensorboard,
-            details=self.cfg.tracking.tensorboard_details,
-            system_every_s=self.cfg.tracking.system_every_s,
-            new=self.num_starts() == 1,
+            self,
+            settings.mlflow_uri,
+            tensorboard=settings.tensorboard,
+            details=settings.tensorboard_details,
+            system_every_s=settings.system_every_s,
         )
 
     def _finish(self) -> None:
@@ -203,18 +200,14 @@ class TrainingRun(Run):
         if not self.tracker:
             return
         self.rows.track_rows()  # needed where no epoch was left to train
-        if best := self.rows.best():
-            stage = (self.rows.metric or "").partition("/")[0]
-            names = [name for name in best if name.partition("/")[0] == stage and name not in ("epoch", "step")]
-            shown = ", ".join(f"{name} {best[name]:.4f}" for name in names)
-            log.info("best epoch %d: %s", best["epoch"] + 1, shown)
-            self.rows.track_best()
+        self.rows.track_best()
         self._write_metrics()
         self.tracker.close("FINISHED", give_up=self.signals.received)
         self._write_metrics()  # by now MLflow may have given the run its id
 
     def _write_metrics(self) -> None:
-        atomic_write(self.metrics, json.dumps({**self.rows.best(), **self.mlflow_id()}, indent=2) + "\n")
+        known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`
+        atomic_write(self.metrics, json.dumps({**self.rows.best(), **known}, indent=2) + "\n")
 
     def _end(self, error: BaseException) -> None:
         """Record in the folder and in MLflow how an unfinished run has ended."""

@@ -19,12 +19,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
 from ..compat import ask_for_jobs_by
 from ..runs import provenance
+from ..runs.run import Run
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.process import job_id
@@ -73,7 +73,7 @@ def requeue_while_starting() -> None:
             signal.signal(signum, come_back)
 
 
-def prepare(config: DictConfig, sweep_folder: Path) -> None:
+def prepare(config: DictConfig, sweep: Run) -> None:
     """Make `config.hydra.launcher` ready for the jobs of one sweep.
 
     They get the name of the sweep, a folder for their logs in it, and import a copy of the code as it is now:
@@ -85,11 +85,11 @@ def prepare(config: DictConfig, sweep_folder: Path) -> None:
     _check(config.launch.partition)
     launcher = config.hydra.launcher
     # of each start of the sweep its own: jobs of an earlier one may still wait
-    code = sweep_folder.absolute() / "code" / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+    code = sweep.code.absolute() / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
     provenance.copy_code(code)
     with open_dict(launcher):
-        launcher.name = re.sub(r"[^\w.-]", "_", f"{project.current().package}-{sweep_folder.name}")
-        launcher.submitit_folder = str(sweep_folder.absolute() / "slurm")
+        launcher.name = re.sub(r"[^\w.-]", "_", f"{project.current().package}-{sweep.folder.name}")
+        launcher.submitit_folder = str(sweep.slurm.absolute())
         launcher.setup = [*launcher.setup, f"export PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH"]
         if config.trainer.accelerator == "cpu" or not launcher.gpus_per_node:
             launcher.gpus_per_node = None  # not --gpus-per-node=0, which a cluster without GPUs refuses

@@ -14,9 +14,9 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,26 +53,20 @@ def bench(budget_s: float = BUDGET_S, overrides: tuple[str, ...] = ()) -> tuple[
 
     torch.manual_seed(0)
     cfg = compose(project.current().script, list(overrides))
-    found = plan.devices()
-    todo = [(device, row) for device in found for row in plan.plan(device, cfg, budget_s)]
-    load = plan.Measurement(
-        "host", "loader", f"data loader{own_step.batch_of(cfg)}", "-", "examples_s",
-        lambda: own_step.loading(cfg, budget_s),
-    )  # fmt: skip
-    todo.append((torch.device("cpu"), load))
+    found, cpu = plan.devices(), torch.device("cpu")
+    todo = [(device, wanted) for device in found for wanted in plan.plan(device, cfg, budget_s)]
+    row = Row("host", "loader", f"data loader{own_step.batch_of(cfg)}", "-", "examples_s")
+    todo.append((cpu, plan.Measurement(row, lambda: own_step.loading(cfg, budget_s))))
     if len(found) > 1:
-        together = f"all-reduce over {len(found)} GPUs, 256 MiB"
-        todo.append((torch.device("cpu"), plan.Measurement(
-            "all", "all_reduce", together, "fp32", "gb_s",
-            lambda: all_reduce.all_reduce(len(found), "cuda", 1 << 28, budget_s),
-        )))  # fmt: skip
+        row = Row("all", "all_reduce", f"all-reduce over {len(found)} GPUs, 256 MiB", "fp32", "gb_s")
+        over_all = partial(all_reduce.all_reduce, len(found), "cuda", 1 << 28, budget_s)
+        todo.append((cpu, plan.Measurement(row, over_all)))
     rows = []
     with tqdm(total=len(todo), leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         for device, wanted in todo:
-            bar.set_description(f"{wanted.what} {wanted.dtype}")
-            with timing.on(device):
+            bar.set_description(f"{wanted.row.what} {wanted.row.dtype}")
+            with timing.using(device):
                 rows.append(attempt(wanted))
-                timing.release(device)
             bar.update()
     return rows, [machine_of(device) for device in found]
 
@@ -81,7 +75,7 @@ def attempt(wanted: Measurement) -> Row:
     """Measure one row. An error is noted in the row, and the other rows are still measured."""
     from .timing import WrongResult
 
-    row = Row(wanted.device, wanted.kind, wanted.what, wanted.dtype, wanted.unit)
+    row = wanted.row
     try:
         reading: Reading = wanted.measure()
     except UserError as error:
@@ -94,9 +88,8 @@ def attempt(wanted: Measurement) -> Row:
         return replace(row, verdict="failed", note=first_line(error)[:200])
     if not (math.isfinite(reading.value) and reading.value > 0):
         return replace(row, verdict="broken", note=f"measured {reading.value}")
-    return replace(
-        row, reached=reading.value, spread=reading.spread, steps_s=reading.steps_s, flop_each=reading.flop_each
-    )
+    row = replace(row, reached=reading.value, spread=reading.spread)
+    return replace(row, steps_s=reading.steps_s, flop_each=reading.flop_each)
 
 
 def track(rows: list[Row], now: dict[str, Any]) -> str:
@@ -115,20 +108,12 @@ def track(rows: list[Row], now: dict[str, Any]) -> str:
         client = mlflow_client.mlflow_client(uri)
         from mlflow.entities import Metric, Param
 
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(EXPERIMENT, mlflow_client.artifacts_beside(uri, EXPERIMENT))
-        )
+        experiment_id = mlflow_client.experiment_id(client, uri, EXPERIMENT)
         run_id = client.create_run(experiment_id, run_name=", ".join(now["chips"])[:200]).info.run_id
         now_ms = int(time.time() * 1000)
         metrics = [Metric(_metric(row), row.reached, now_ms, 0) for row in rows if row.reached is not None]
         client.log_batch(run_id, metrics, [Param(name, plain(value)) for name, value in now.items()])
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "bench_result.json"
-            file.write_text(json.dumps(result(rows, now), indent=1) + "\n", encoding="utf-8")
-            client.log_artifact(run_id, str(file))
+        client.log_dict(run_id, result(rows, now), "bench_result.json")
         client.set_terminated(run_id)
     except Exception as error:
         raise UserError(mlflow_client.trouble(uri, error)) from error

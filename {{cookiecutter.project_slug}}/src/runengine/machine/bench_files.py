@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,15 @@ def read_best(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    try:
-        text = json.loads(file.read_text(encoding="utf-8"))
-        best: dict[str, Any] = text["best"]
-        valid = text["format"] == BEST and all(
-            isinstance(entry, dict) for rows in [best, *best.values()] for entry in rows.values()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        valid = False
-    if not valid:
+    read = _read(file, BEST, lambda read: all(
+        isinstance(entry, dict) for rows in [read["best"], *read["best"].values()] for entry in rows.values()
+    ))  # fmt: skip
+    if read is None:
         raise UserError(
             f"{file} is damaged: it does not hold the best figures of a bench, and is not changed. "
             f"Restore it from Git (git checkout -- {file}), or delete it to start over."
         )
+    best: dict[str, Any] = read["best"]
     return best
 
 
@@ -73,16 +70,21 @@ def read_result(file: Path) -> dict[str, Any]:
     again = f"Make one with: {COMMAND} --json {file}"
     if not file.is_file():
         raise UserError(f"{file} does not exist. {again}")
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-        rows, now = read["rows"], read["conditions"]
-        valid = read["format"] == RESULT and {"chips", "torch", "at"} <= now.keys()
-        valid = valid and all({"device", "what", "dtype"} <= row.keys() for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        valid = False
-    if not valid:
+    keys = {"device", "what", "dtype"}
+    read = _read(file, RESULT, lambda read: {"chips", "torch", "at"} <= read["conditions"].keys()
+                 and all(keys <= row.keys() for row in read["rows"]))  # fmt: skip
+    if read is None:
         raise UserError(f"{file} is not a result of this bench. {again}")
-    return dict(read)
+    return read
+
+
+def _read(file: Path, kind: str, valid: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """A file of the bench; None if it is not one of this kind."""
+    try:
+        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return read if read["format"] == kind and valid(read) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def compare(file_a: Path, file_b: Path) -> str:

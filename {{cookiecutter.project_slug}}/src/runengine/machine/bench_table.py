@@ -8,6 +8,7 @@ from typing import Any
 from .verdicts import UNITS, Machine, Row
 
 COLUMNS = 100  # the least width of a terminal that shows the table
+LINE = "{:<41} {:<5} {:>17} {:>4} {:>7} {:>5} {:>7} {}"
 NOT_ON_A_CPU = "compiled steps (compiling takes longer than all of this), tf32, fp16 and fp8 (no units for them)"
 
 
@@ -41,7 +42,7 @@ def table(rows: list[Row], machines: list[Machine], now: dict[str, Any]) -> str:
         if not of_device:
             continue
         lines += ["", *textwrap.wrap(f"{device}: {about}", COLUMNS)]
-        lines.append(_line("what", "dtype", "reached", "+-", "limit", "ratio", "before", "verdict"))
+        lines.append(LINE.format("what", "dtype", "reached", "+-", "limit", "ratio", "before", "verdict"))
         for row in of_device:
             lines += _shown(row)
         if device == "cpu":
@@ -58,22 +59,9 @@ def _about(machine: Machine) -> str:
 
 
 def _shown(row: Row) -> list[str]:
-    name = UNITS[row.unit][0]
-    reached = f"{figure(row.reached)} {name}" if row.reached else "-"
-    ratio, spread = row.ratio(row.limit), row.spread
-    line = _line(
-        row.what,
-        row.dtype,
-        reached,
-        f"{spread:.0%}" if spread is not None else "-",
-        figure(row.limit),
-        "-" if ratio is None else f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f}x",
-        figure(row.before),
-        row.verdict,
-    )
-    return [line, *textwrap.wrap(row.note, COLUMNS, initial_indent="    ", subsequent_indent="    ")]
-
-
-def _line(what: str, dtype: str, reached: str, spread: str, limit: str, ratio: str, before: str, said: str) -> str:
-    widths = f"{what:<41} {dtype:<5} {reached:>17} {spread:>4} {limit:>7} {ratio:>5} {before:>7} {said}"
-    return widths.rstrip()
+    reached = f"{figure(row.reached)} {UNITS[row.unit][0]}" if row.reached else "-"
+    spread = f"{row.spread:.0%}" if row.spread is not None else "-"
+    ratio = row.ratio(row.limit)
+    of_limit = "-" if ratio is None else f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f}x"
+    cells = (row.what, row.dtype, reached, spread, figure(row.limit), of_limit, figure(row.before), row.verdict)
+    return [LINE.format(*cells), *textwrap.wrap(row.note, COLUMNS, initial_indent="    ", subsequent_indent="    ")]

@@ -10,8 +10,8 @@ from pathlib import Path
 from .. import manifest
 from ..settings import project
 from .checks import REBUILD, Result, fail, ok, skip, value, version
-from .collect_env import Machine, ask
-from .readings import Reading
+from .collect_env import Machine
+from .readings import Reading, ask
 
 LOCKS = {"poetry": "poetry.lock", "uv": "uv.lock"}
 # The CUDA libraries that PyTorch brings. libcuda is left out: it is the driver's, and may be there on purpose.
@@ -101,43 +101,42 @@ def mlflow(machine: Machine) -> Result:
             return fail(server.value["trouble"], why, "# Check MLFLOW_TRACKING_URI and the network")
         said = f", version {server.value['server']} (here {server.value['client']})" if server.value["server"] else ""
         return ok(f"{server.value['uri']} answers{said}")
-    database = readings.get("database", Reading())
-    if database.error.startswith(("sqlite3", "OperationalError", "DatabaseError", "PermissionError")):
-        file = str(readings["address"].value).removeprefix("sqlite:///")
+    file = Path(str(readings.get("address", Reading()).value).removeprefix("sqlite:///"))
+    error = readings.get("database", Reading()).error
+    if error.startswith(("sqlite3", "OperationalError", "DatabaseError", "PermissionError")):
         return fail(
-            f"{file}: {database.error}", why,
+            f"{file}: {error}", why,
             "# Check who owns it; a damaged one can be moved away: "
             "the next run makes another, and `make sync` fills it:\n"
             f"mv {file} {file}.old",
         )  # fmt: skip
-    found = value(readings, "database")
-    if not found["exists"]:
-        if not found["writable"]:
-            return fail(f"{found['file']} cannot be created", why, "# Choose another folder, or change its owner")
-        return ok(f"{found['file']} does not exist yet: the first run makes it")
-    if found["found"] != [found["head"]]:
-        is_ = "newer" if not found["known"] else "older"
+    state, found, wanted = value(readings, "database")
+    if state == "sealed":
+        return fail(f"{file} cannot be created", why, "# Choose another folder, or change its owner")
+    if state == "to be made":
+        return ok(f"{file} does not exist yet: the first run makes it")
+    if state == "older":
         return fail(
-            f"the tables of {found['file']} are of a{'' if is_ == 'newer' else 'n'} {is_} MLflow "
-            f"({' '.join(found['found'])}, wanted {found['head']})",
-            why,
-            f"# Keep a copy first\ncp {found['file']} {found['file']}.old\nmlflow db upgrade sqlite:///{found['file']}"
-            if is_ == "older" else "# Write that version of MLflow into pyproject.toml, or move the file away: "
-            "the next run makes another (make sync fills it):\n"
-            f"mv {found['file']} {found['file']}.newer",
+            f"the tables of {file} are of an older MLflow ({found}, wanted {wanted})", why,
+            f"# Keep a copy first\ncp {file} {file}.old\nmlflow db upgrade sqlite:///{file}",
         )  # fmt: skip
-    return ok(f"{found['file']} can be written, its tables are those of this MLflow")
+    if state == "newer":
+        return fail(
+            f"the tables of {file} are of a newer MLflow ({found}, wanted {wanted})", why,
+            "# Write that version of MLflow into pyproject.toml, or move the file away: "
+            "the next run makes another (make sync fills it):\n"
+            f"mv {file} {file}.newer",
+        )  # fmt: skip
+    return ok(f"{file} can be written, its tables are those of this MLflow")
 
 
 def dvc(machine: Machine) -> Result:
     if not (machine.root / ".dvc").is_dir():
         return skip("this project does not use DVC")
-    readings = machine.dvc
-    reading = readings.get("remote", Reading())
     why = "`make push` and `make pull` need it"
-    if reading.error:
-        return fail(f"the remote does not answer: {reading.error}", why, "make push ARGS=-v  # shows more")
-    remote = value(readings, "remote")
+    remote, error, _ = machine.dvc["dvc"]
+    if error:
+        return fail(f"the remote does not answer: {error}", why, "make push ARGS=-v  # shows more")
     if remote["name"] is None:
         return skip("no remote is set")
     if remote["never_set"]:
@@ -168,10 +167,10 @@ def git(machine: Machine) -> Result:
 
 
 def hydra(machine: Machine) -> Result:
-    reading = machine.hydra.get("plugins", Reading())
-    if reading.error:
-        return fail(f"a plugin of Hydra cannot be loaded: {reading.error}", "sweeps and launch=... fail", REBUILD)
-    found = [name.split(".")[1] for name in reading.value]
+    plugins, error, _ = machine.hydra["hydra"]
+    if error:
+        return fail(f"a plugin of Hydra cannot be loaded: {error}", "sweeps and launch=... fail", REBUILD)
+    found = {name.split(".")[1] for name in plugins}
     missing = [name for name in (project.ENGINE, *LAUNCHERS) if name not in found]
     if missing:
         return fail(f"Hydra does not find {', '.join(missing)}", "sweeps and launch=... fail", REBUILD)

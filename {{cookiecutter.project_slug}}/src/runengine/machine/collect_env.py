@@ -7,46 +7,26 @@ This module imports only the standard library; each probe imports what it reads.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import signal
 import site
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
+from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..settings import project
-from .collect_services import disk_steps, dvc_steps, hydra_steps, mlflow_steps, nvml_steps, tensorflow_steps
-from .collect_torch import collective_steps, compile_steps, torch_steps
-from .readings import Reading, Steps, report
+from .collect_nvml import nvml_steps
+from .collect_services import disk_steps, dvc_remote, hydra_plugins, mlflow_steps, tensorflow_steps
+from .collect_torch import compiled, summed, torch_steps
+from .readings import Readings, ask, parse, report
 
 SOURCE = project.ENGINE_FOLDER.parent  # a child finds the engine there
-LIMITS_S = {"torch": 120, "compile": 180, "collective": 60, "mlflow": 60, "dvc": 30, "tensorflow": 120}
-LIMIT_S = 20  # for the other probes: they take a second, but a network file system may never answer
-WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
-
-
-class Answer(NamedTuple):
-    """What a command printed. Status None: it could not be started, or did not end in time; `errors` says which."""
-
-    status: int | None
-    output: str
-    errors: str
-
-
-class Smi(NamedTuple):
-    """What nvidia-smi lists: GPUs as (name, compute capability), the driver; or why there are none."""
-
-    gpus: tuple[tuple[str, str], ...]
-    driver: str
-    reason: str
+WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps NVIDIA's driver; not every distribution looks there
 
 
 class Python(NamedTuple):
@@ -56,11 +36,32 @@ class Python(NamedTuple):
     foreign: tuple[str, ...]  # why packages from elsewhere are found
 
 
+def _readings(probe: str, arguments: Callable[[Machine], list[str]] = lambda _: []) -> cached_property[Readings]:
+    return cached_property(lambda machine: child(probe, *arguments(machine)))
+
+
 class Machine:
     """Each thing is read once, when it is first asked for; a test puts recorded readings in their place."""
 
     def __init__(self, root: Path, *, quick: bool = False) -> None:
         self.root, self.quick = root, quick
+
+    nvml = _readings("nvml")
+    torch = _readings("torch", lambda machine: ["quick"] if machine.quick else [])
+    collective = _readings("collective", lambda machine: ["cuda", str(len(machine.torch["gpus"].value["gpus"]))])
+    compile = _readings("compile")
+    disk = _readings("disk", lambda _: ["data", "runs"])
+    mlflow = _readings("mlflow")
+    dvc = _readings("dvc", lambda machine: [str(machine.root)])
+    hydra = _readings("hydra")
+
+    @cached_property
+    def tensorflow(self) -> Readings:
+        return child("tensorflow") if find_spec("tensorflow") else {}
+
+    @cached_property
+    def python(self) -> Python:
+        return python(self.root)
 
     @cached_property
     def pyproject(self) -> dict[str, Any]:
@@ -72,138 +73,23 @@ class Machine:
         asked: dict[str, str] = self.pyproject["tool"]["ml-template"]
         return asked
 
-    @cached_property
-    def python(self) -> Python:
-        return python(self.root)
-
-    @cached_property
-    def smi(self) -> Smi:
-        return smi()
-
-    @cached_property
-    def torch(self) -> dict[str, Reading]:
-        return child("torch", *(["quick"] if self.quick else []))
-
-    @cached_property
-    def collective(self) -> dict[str, Reading]:
-        return child("collective", "nccl", str(len(self.torch["gpus"].value["gpus"])))
-
-    @cached_property
-    def compile(self) -> dict[str, Reading]:
-        return child("compile")
-
-    @cached_property
-    def nvml(self) -> dict[str, Reading]:
-        return child("nvml")
-
-    @cached_property
-    def disk(self) -> dict[str, Reading]:
-        return child("disk", "data", "runs")
-
-    @cached_property
-    def mlflow(self) -> dict[str, Reading]:
-        return child("mlflow")
-
-    @cached_property
-    def dvc(self) -> dict[str, Reading]:
-        return child("dvc", str(self.root))
-
-    @cached_property
-    def hydra(self) -> dict[str, Reading]:
-        return child("hydra")
-
-    @cached_property
-    def tensorflow(self) -> dict[str, Reading]:
-        return child("tensorflow") if find_spec("tensorflow") else {}
+    @property
+    def gpus(self) -> list[tuple[str, str]]:
+        """Name and compute capability of each GPU that the driver lists."""
+        return [tuple(gpu.value) for name, gpu in self.nvml.items() if re.fullmatch(r"GPU \d+", name) and gpu.value]
 
 
-def ask(*command: str, limit_s: float = LIMIT_S, env: dict[str, str] | None = None) -> Answer:
-    """Run a command until it ends or the limit is reached; then kill it with the processes it has started."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=env,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return Answer(None, "", error.strerror or str(error))
-    try:
-        output, errors = process.communicate(timeout=limit_s)
-        return Answer(process.returncode, output, errors)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        try:
-            output, _ = process.communicate(timeout=2)
-        except subprocess.TimeoutExpired:  # it waits for a disk that does not answer: even SIGKILL has to wait
-            output, process.returncode = "", -signal.SIGKILL
-        return Answer(None, output, f"no answer within {limit_s:g} s")
-    except KeyboardInterrupt:
-        _end(process)
-        raise
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill the process and its children."""
-    if os.name == "posix":
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-
-
-def child(probe: str, *arguments: str) -> dict[str, Reading]:
+def child(probe: str, *arguments: str) -> Readings:
     """The readings of one of PROBES, by name. If the process failed, the last one says how it ended."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
-    }
+    env = {**os.environ, "PYTHONPATH": _paths(str(SOURCE), os.environ.get("PYTHONPATH"))}
+    if probe == "nvml":
+        env["LD_LIBRARY_PATH"] = _paths(os.environ.get("LD_LIBRARY_PATH"), WSL_DRIVER)
     command = [sys.executable, "-m", f"{__package__}.collect_env", probe, *arguments]
-    return parse_child(ask(*command, limit_s=LIMITS_S.get(probe, LIMIT_S), env=env), probe)
+    return parse(ask(*command, limit_s=PROBES[probe].limit_s, env=env), probe)
 
 
-def parse_child(answer: Answer, probe: str) -> dict[str, Reading]:
-    readings: dict[str, Reading] = {}
-    begun = probe
-    for line in answer.output.splitlines():
-        if line.startswith('{"begins": '):
-            begun = json.loads(line)["begins"]
-        elif line.startswith('{"ends": '):
-            readings[json.loads(line).pop("ends")] = Reading(**json.loads(line)["reading"])
-    if answer.status is None:
-        readings[begun] = Reading(error=answer.errors)
-    elif answer.status < 0:  # illegal instruction, segmentation fault, killed for its memory
-        readings[begun] = Reading(error=f"the process was ended by {signal.Signals(-answer.status).name}", fault=True)
-    elif answer.status > 0:
-        readings[begun] = Reading(error=(answer.errors.strip().splitlines() or ["it ended without a message"])[-1])
-    return readings
-
-
-def smi() -> Smi:
-    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_DRIVER)
-    if program is None:
-        return Smi((), "", "there is no nvidia-smi")
-    query = "driver_version,compute_cap,name"
-    answer = ask(program, f"--query-gpu={query}", "--format=csv,noheader")
-    if "not a valid field" in answer.output:  # drivers before 510 do not report the compute capability
-        answer = ask(program, f"--query-gpu={query.replace('compute_cap,', '')}", "--format=csv,noheader")
-    return parse_smi(answer)
-
-
-def parse_smi(answer: Answer) -> Smi:
-    """The answer of `nvidia-smi --query-gpu=driver_version,compute_cap,name --format=csv,noheader`."""
-    gpus, driver = [], ""
-    for line in answer.output.splitlines():
-        if fields := re.fullmatch(r"([\d.]+), (?:(\d+\.\d+|\[?N/A\]?), )?(.+)", line.strip()):
-            driver, capability, name = fields.groups()
-            gpus.append((name, capability if capability and "N" not in capability else ""))
-    if gpus:
-        return Smi(tuple(gpus), driver, "")
-    said = (answer.output + answer.errors).strip().splitlines() or ["it printed nothing"]
-    return Smi((), "", f"nvidia-smi: {said[0][:150]}")
+def _paths(*folders: str | None) -> str:
+    return os.pathsep.join(filter(None, folders))
 
 
 def python(root: Path) -> Python:
@@ -227,18 +113,30 @@ def python(root: Path) -> Python:
     return Python("{}.{}.{}".format(*sys.version_info), prefix, made_by, tuple(foreign))
 
 
-PROBES: dict[str, Callable[..., Steps]] = {
-    "torch": torch_steps,
-    "compile": compile_steps,
-    "collective": collective_steps,
-    "nvml": nvml_steps,
-    "disk": disk_steps,
-    "mlflow": mlflow_steps,
-    "dvc": dvc_steps,
-    "hydra": hydra_steps,
-    "tensorflow": tensorflow_steps,
+class Probe(NamedTuple):
+    """What is read in a child process: step by step, or by one function, whose reading has the probe's name."""
+
+    read: Callable[..., Any]
+    limit_s: float = 20  # it takes a second, but a driver or a network file system may never answer
+
+
+PROBES = {
+    "torch": Probe(torch_steps, 120),
+    "compile": Probe(compiled, 180),
+    "collective": Probe(summed, 60),
+    "nvml": Probe(nvml_steps),
+    "disk": Probe(disk_steps),
+    "mlflow": Probe(mlflow_steps, 60),
+    "dvc": Probe(dvc_remote, 30),
+    "hydra": Probe(hydra_plugins),
+    "tensorflow": Probe(tensorflow_steps, 120),
 }
 
 
+def main(name: str, *arguments: str) -> None:
+    read = PROBES[name].read
+    report(read(*arguments) if isgeneratorfunction(read) else iter([(name, partial(read, *arguments))]))
+
+
 if __name__ == "__main__":
-    report(PROBES[sys.argv[1]](*sys.argv[2:]))
+    main(*sys.argv[1:])

@@ -17,36 +17,6 @@ from .readings import Steps
 SPEED_BYTES = 8 * 2**20
 
 
-def nvml_steps() -> Steps:
-    """For each GPU its memory, the processes that use it, and why its clocks are low."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        yield str(index), partial(_nvml, index)
-
-
-def _nvml(index: int) -> dict[str, Any]:
-    import psutil
-    import pynvml
-
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-    holders = []
-    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu):
-        try:
-            name = psutil.Process(process.pid).name()
-        except psutil.Error:  # the process is in another container
-            name = "process"
-        holders.append([name, process.pid, process.usedGpuMemory])  # None on Windows, and for other users' processes
-    try:
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)  # old drivers know this name, too
-    except pynvml.NVMLError_NotSupported:
-        reasons = None
-    name = pynvml.nvmlDeviceGetName(gpu)
-    return {"name": name, "total": memory.total, "free": memory.free, "holders": holders, "reasons": reasons}
-
-
 def disk_steps(*folders: str) -> Steps:
     """For each folder, or the nearest existing one above it: free bytes, seconds to write and to read a small file."""
     for folder in folders:
@@ -91,15 +61,15 @@ def _mlflow_address() -> str | None:
     return uri
 
 
-def _mlflow_database(file: Path) -> dict[str, Any]:
-    """Revision of its tables and of the installed MLflow; nothing is migrated."""
+def _mlflow_database(file: Path) -> tuple[str, str, str]:
+    """How it stands, the revision of its tables, and that of the installed MLflow; nothing is migrated."""
     import sqlite3
     from contextlib import closing
 
     from ..tracking.mlflow_client import quiet_mlflow
 
     if not file.exists():
-        return {"file": str(file), "exists": False, "writable": os.access(file.absolute().parent, os.W_OK)}
+        return "to be made" if os.access(file.absolute().parent, os.W_OK) else "sealed", "", ""
     quiet_mlflow()
     import mlflow
     from alembic.script import ScriptDirectory
@@ -108,12 +78,12 @@ def _mlflow_database(file: Path) -> dict[str, Any]:
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=5)) as database:
         database.isolation_level = None
         found = [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
-        known = {script.revision for script in scripts.walk_revisions()}
         database.execute("BEGIN IMMEDIATE")  # takes the lock that a write needs
         database.execute("CREATE TABLE doctor (x INTEGER)")
         database.execute("ROLLBACK")
-    head = scripts.get_current_head()
-    return {"file": str(file), "exists": True, "found": found, "head": head, "known": set(found) <= known}
+    head, known = str(scripts.get_current_head()), {script.revision for script in scripts.walk_revisions()}
+    state = "current" if found == [head] else "older" if set(found) <= known else "newer"
+    return state, " ".join(found), head
 
 
 def _mlflow_server(uri: str) -> dict[str, Any]:
@@ -137,16 +107,12 @@ def _mlflow_server(uri: str) -> dict[str, Any]:
     return {"uri": without_password(uri), "trouble": "", "server": version, "client": mlflow.__version__}
 
 
-def dvc_steps(root: str) -> Steps:
+def dvc_remote(root: str) -> dict[str, Any]:
     """The default remote, read without a repository object: that needs Git, or a setting that says there is none."""
-    yield "remote", partial(_dvc_remote, Path(root))
-
-
-def _dvc_remote(root: Path) -> dict[str, Any]:
     from dvc.config import Config
     from dvc.fs import get_cloud_fs
 
-    config = Config(str(root / ".dvc"))
+    config = Config(str(Path(root) / ".dvc"))
     name = config["core"].get("remote")
     if not name:
         return {"name": None}
@@ -167,11 +133,7 @@ def _dvc_remote(root: Path) -> dict[str, Any]:
     return {"name": name, "url": url, "never_set": False, "exists": exists, "local": local}
 
 
-def hydra_steps() -> Steps:
-    yield "plugins", _hydra_plugins
-
-
-def _hydra_plugins() -> list[str]:
+def hydra_plugins() -> list[str]:
     import warnings
 
     from hydra.core.plugins import Plugins
@@ -197,11 +159,8 @@ def tensorflow_steps() -> Steps:
 def _tensorflow_build() -> dict[str, Any]:
     import tensorflow as tf
 
-    return {
-        "version": tf.__version__,
-        "cuda": bool(tf.test.is_built_with_cuda()),
-        "num_gpus": len(tf.config.list_physical_devices("GPU")),
-    }
+    cuda, num_gpus = bool(tf.test.is_built_with_cuda()), len(tf.config.list_physical_devices("GPU"))
+    return {"version": tf.__version__, "cuda": cuda, "num_gpus": num_gpus}
 
 
 def _tensorflow_product(device: str) -> bool:

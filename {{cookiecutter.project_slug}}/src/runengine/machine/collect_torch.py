@@ -7,17 +7,18 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
-from typing import Any
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
 
 from ..settings.console import first_line
+from .products import Product, dtypes
 from .readings import Steps
 
+if TYPE_CHECKING:
+    import torch
+
 TERMS = 64  # in each sum of a product
-# bits of the significand, the leading one included; the product of two fp8 matrices is in bf16
-SIGNIFICAND_BITS = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8, "fp8": 8}
-# the compute capability from which NVIDIA's hardware has the type
-LEAST_CAPABILITY = {"fp32": 0.0, "fp16": 5.3, "tf32": 8.0, "bf16": 8.0, "fp8": 8.9}
+TERMS_OF_CONVOLUTION = 8 * 3 * 3
 
 
 def torch_steps(quick: str = "") -> Steps:
@@ -26,12 +27,13 @@ def torch_steps(quick: str = "") -> Steps:
     if "torch" not in sys.modules:
         return
     yield "gpus", _torch_gpus
-    for device, kinds in _devices().items():
+    for device in _devices():
+        kinds = dtypes(device, fast=False)
         for kind in kinds[:1] if quick else kinds:
-            yield f"{device} {kind}", partial(_product, device, kind)
+            yield f"{device} {kind}", partial(_product, kind, device)
         if not quick:
             yield f"{device} convolution", partial(_convolution, device)
-        if not quick and device.startswith("cuda"):
+        if not quick and device.type == "cuda":
             yield f"{device} pinned", partial(_pinned, device)
 
 
@@ -48,62 +50,39 @@ def _torch_build() -> dict[str, Any]:
 def _torch_gpus() -> dict[str, Any]:
     import torch
 
-    if not torch.version.cuda:
-        return {"gpus": [], "archs": [], "no_peer": [], "reason": ""}
-    reason = ""
-    if not torch.cuda.is_available():
+    count, reason = 0, ""
+    if torch.version.cuda and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+    elif torch.version.cuda:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except Exception as error:  # its message is the reading
             reason = first_line(error)
-        return {"gpus": [], "archs": [], "no_peer": [], "reason": reason}
-    count = torch.cuda.device_count()
-    pairs = [(one, other) for one in range(count) for other in range(count) if one != other]
+    capabilities = ["{}.{}".format(*torch.cuda.get_device_capability(index)) for index in range(count)]
     return {
-        "gpus": [
-            [torch.cuda.get_device_name(index), "{}.{}".format(*torch.cuda.get_device_capability(index))]
-            for index in range(count)
-        ],
-        "archs": torch.cuda.get_arch_list(),
-        "no_peer": [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)],
-        "reason": "",
+        "gpus": [[torch.cuda.get_device_name(index), capability] for index, capability in enumerate(capabilities)],
+        "archs": torch.cuda.get_arch_list() if count else [],
+        "no_peer": [pair for pair in permutations(range(count), 2) if not torch.cuda.can_device_access_peer(*pair)],
+        "reason": reason,
     }
 
 
-def _devices() -> dict[str, list[str]]:
-    """The types that each device can multiply."""
+def _devices() -> list[torch.device]:
     import torch
 
-    devices = {"cpu": ["fp32", "bf16"]}
+    names = ["cpu"]
     if torch.version.cuda and torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            capability = float("{}.{}".format(*torch.cuda.get_device_capability(index)))
-            devices[f"cuda:{index}"] = [kind for kind, least in LEAST_CAPABILITY.items() if capability >= least]
-    elif hasattr(torch, "backends") and torch.backends.mps.is_available():
-        devices["mps"] = ["fp32", "fp16", "bf16"]
-    return devices
+        names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    elif torch.backends.mps.is_available():
+        names.append("mps")
+    return [torch.device(name) for name in names]
 
 
-def _product(device: str, kind: str) -> float:
-    """Relative error against float64 on the CPU, of the same rounded numbers: only the product itself is measured."""
-    import torch
-
-    type_ = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}.get(kind, torch.float32)
-    numbers = torch.Generator().manual_seed(0)
-    left_MK = torch.randn(256, TERMS, generator=numbers).to(type_)
-    right_NK = torch.randn(256, TERMS, generator=numbers).to(type_)
-    wanted_MN = left_MK.double() @ right_NK.double().T
-    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-    left_MK, right_NK = left_MK.to(device), right_NK.to(device)
-    if kind == "fp8":
-        one = torch.ones((), device=device)
-        got_MN = torch._scaled_mm(left_MK, right_NK.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-    else:
-        got_MN = left_MK @ right_NK.T
-    return float((got_MN.cpu().double() - wanted_MN).norm() / wanted_MN.norm())
+def _product(dtype: str, device: torch.device) -> float:
+    return Product(256, TERMS, 256, dtype, device).error()
 
 
-def _convolution(device: str) -> float:
+def _convolution(device: torch.device) -> float:
     """Relative error against float64 on the CPU; on NVIDIA's GPUs cuDNN's, in TF32 as PyTorch does it by default."""
     import torch
 
@@ -115,19 +94,15 @@ def _convolution(device: str) -> float:
     return float((got.cpu().double() - wanted).norm() / wanted.norm())
 
 
-def _pinned(device: str) -> bool:
+def _pinned(device: torch.device) -> bool:
     import torch
 
     numbers = torch.arange(2**20, dtype=torch.int32).pin_memory()
     return numbers.is_pinned() and bool((numbers.to(device, non_blocking=True).cpu() == numbers).all())
 
 
-def compile_steps() -> Steps:
+def compiled() -> float:
     """Seconds that torch.compile took for a small function, in an empty cache: really compiled."""
-    yield "compile", _compile
-
-
-def _compile() -> float:
     with tempfile.TemporaryDirectory(prefix="doctor-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         import torch
@@ -142,28 +117,8 @@ def _compile() -> float:
         return time.perf_counter() - started
 
 
-def collective_steps(backend: str, num: str) -> Steps:
-    """The sum over `num` processes, with NCCL one for each GPU: each adds its rank + 1."""
-    yield "collective", partial(_collective, backend, int(num))
+def summed(kind: str, num: str) -> float:
+    """The sum over `num` processes, with `cuda` one for each GPU; in GB/s."""
+    from .all_reduce import all_reduce
 
-
-def _collective(backend: str, num: int) -> float:
-    from torch.multiprocessing.spawn import spawn
-
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        spawn(_rank, (backend, num, folder), nprocs=num)  # type: ignore[no-untyped-call]
-        return float((Path(folder) / "sum").read_text(encoding="utf-8"))
-
-
-def _rank(rank: int, backend: str, num: int, folder: str) -> None:
-    import torch
-    import torch.distributed as dist
-
-    meeting = (Path(folder) / "meeting").as_uri()
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=num)
-    device = f"cuda:{rank}" if backend == "nccl" else "cpu"
-    total = torch.full((2**20,), rank + 1.0, device=device)
-    dist.all_reduce(total)
-    if rank == 0:
-        (Path(folder) / "sum").write_text(str(float(total.mean())), encoding="utf-8")
-    dist.destroy_process_group()
+    return all_reduce(int(num), kind, 1 << 22, budget_s=0).value

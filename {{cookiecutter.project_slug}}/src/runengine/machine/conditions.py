@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import collect_env
+from .collect_env import child
 from .gpu_specs import published
+from .readings import Reading
 from .verdicts import Machine
 
 if TYPE_CHECKING:
@@ -24,14 +25,12 @@ PCIE_LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 def machine_of(device: torch.device) -> Machine:
     import torch
 
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        chip, known_as = published(name), f"{name}, torch {torch.__version__}"
-        return Machine(str(device), name, known_as, chip, pcie_gb_s(device))
-    name = cpu_name()
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else cpu_name()
+    chip, pcie = (published(name), pcie_gb_s(device)) if on_gpu else (None, None)
     if device.type == "cpu":
         name += f", {torch.get_num_threads()} threads"
-    return Machine(str(device), name, f"{name}, torch {torch.__version__}", None, None)
+    return Machine(str(device), name, f"{name}, torch {torch.__version__}", chip, pcie)
 
 
 def pcie_gb_s(device: torch.device) -> float | None:
@@ -70,7 +69,7 @@ def conditions(machines: list[Machine], load_average_1min: float | None) -> dict
         "at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "chips": [machine.name for machine in machines],
         "torch": torch.__version__,
-        "driver": collect_env.smi().driver or None,
+        "driver": child("nvml").get("driver", Reading()).value,
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpus": os.cpu_count() or 1,

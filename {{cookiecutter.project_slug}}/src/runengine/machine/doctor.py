@@ -16,7 +16,7 @@ import sys
 from ..settings import project
 from ..settings.console import first_line
 from ..settings.errors import INTERRUPTED
-from . import check_devices, check_setup, check_system
+from . import check_computing, check_devices, check_setup, check_system
 from .checks import Check, NotRead, Result
 from .collect_env import Machine
 
@@ -29,9 +29,9 @@ CHECKS = (
     Check("PyTorch", check_devices.build, quick=True),
     Check("driver", check_devices.driver, quick=True),
     Check("GPUs", check_devices.gpus, quick=True),
-    Check("arithmetic", check_devices.arithmetic, quick=True),
+    Check("arithmetic", check_computing.arithmetic, quick=True),
     Check("libraries", check_setup.libraries),
-    Check("convolution", check_devices.convolution),
+    Check("convolution", check_computing.convolution),
     Check("disk", check_system.disk),
     Check("MLflow", check_setup.mlflow),
     Check("Hydra", check_setup.hydra),
@@ -43,10 +43,10 @@ CHECKS = (
     Check("open files", check_system.descriptors),
     Check("GPU memory", check_devices.gpu_memory),
     Check("GPU clocks", check_devices.gpu_clocks),
-    Check("pinned memory", check_devices.pinned),
-    Check("several GPUs", check_devices.together),
-    Check("torch.compile", check_devices.compiling),
-    Check("TensorFlow", check_devices.tensorflow),
+    Check("pinned memory", check_computing.pinned),
+    Check("several GPUs", check_computing.together),
+    Check("torch.compile", check_computing.compiling),
+    Check("TensorFlow", check_computing.tensorflow),
 )
 
 

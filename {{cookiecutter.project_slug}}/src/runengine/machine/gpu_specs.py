@@ -57,8 +57,8 @@ class Chip:
     note: str = ""
 
     def tflop_s(self, dtype: str) -> float | None:
-        rates = {"fp32": self.fp32, "tf32": self.tf32, "bf16": self.bf16, "fp16": self.fp16, "fp8": self.fp8}
-        return rates[dtype]
+        rate: float | None = getattr(self, dtype)
+        return rate
 
 
 CHIPS = (

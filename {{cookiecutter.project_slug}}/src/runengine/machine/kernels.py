@@ -6,26 +6,14 @@ of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .products import Product, as_asked, rounding, torch_dtype
 from .timing import Reading, WrongResult, check_finite, seconds
-
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-}
-# Relative error of a product, by the bits of the mantissa (23, 10, 7, 10, and bfloat16's for the result in fp8), with
-# room for the order of sums. That of fp32 detects TF32 where it was not asked for: its error is 3e-4.
-TOLERANCE = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2, "fp16": 5e-3, "fp8": 2e-2}
 
 
 def product_flop(rows: int, inner: int, columns: int) -> float:
@@ -54,25 +42,12 @@ def block_flop(sequences: int, length: int, features: int) -> float:
 
 def product(n: int, dtype: str, device: torch.device, budget_s: float) -> Reading:
     """n x n by n x n, in TFLOP/s; checked against float64."""
-    a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in range(2))
-    if dtype == "fp8":
-        from torch.nn.functional import ScalingType, scaled_mm
-
-        one, scaling = torch.ones((), device=device), ScalingType.TensorWise
-        b = b.t().contiguous().t()  # the layout that cuBLAS accepts in fp8
-        call = partial(scaled_mm, a, b, one, scaling, one, scaling, output_dtype=torch.bfloat16)
-    else:
-        call = partial(torch.mm, a, b, out=torch.empty_like(a))
-    with as_asked(dtype), torch.inference_mode():
-        timing = seconds(call, device, budget_s)
-        result = call()[:8, :8].float().cpu().double()
-    wanted = a[:8].float().cpu().double() @ b[:, :8].float().cpu().double()
-    error = float((result - wanted).norm() / wanted.norm())
-    if not error <= TOLERANCE[dtype]:
-        raise WrongResult(
-            f"the product is wrong: relative error {error:.0e}, rounding explains {TOLERANCE[dtype]:.0e} at most"
-        )
-    return timing.rate(product_flop(n, n, n) / 1e12, flop_each=1e12)
+    matrices = Product(n, n, n, dtype, device)
+    reading = _tflop_s(matrices.multiply, product_flop(n, n, n), dtype, device, budget_s)
+    error, most = matrices.error(), rounding(dtype, n, device.type)
+    if not error <= most:
+        raise WrongResult(f"the product is wrong: relative error {error:.0e}, rounding explains {most:.0e} at most")
+    return reading
 
 
 def copy(num_bytes: int, device: torch.device, budget_s: float) -> Reading:
@@ -107,40 +82,25 @@ def launch(device: torch.device, budget_s: float) -> Reading:
 def convolution(size: tuple[int, int, int], dtype: str, device: torch.device, budget_s: float) -> Reading:
     """3 x 3, as many filters as channels, in TFLOP/s; in 16 bits channels last, as tensor cores need it."""
     n, c, h = size
-    layout = torch.channels_last if DTYPES[dtype] != torch.float32 else torch.contiguous_format
-    inputs_NCHW = torch.randn(n, c, h, h, device=device).to(DTYPES[dtype], memory_format=layout)
-    filters = torch.randn(c, c, 3, 3, device=device).to(DTYPES[dtype], memory_format=layout) / (3 * c**0.5)
+    layout = torch.channels_last if torch_dtype(dtype) != torch.float32 else torch.contiguous_format
+    inputs_NCHW = torch.randn(n, c, h, h, device=device).to(torch_dtype(dtype), memory_format=layout)
+    filters = torch.randn(c, c, 3, 3, device=device).to(torch_dtype(dtype), memory_format=layout) / (3 * c**0.5)
     call = partial(F.conv2d, inputs_NCHW, filters, padding=1)
-    with as_asked(dtype), torch.inference_mode():
-        timing = seconds(call, device, budget_s)
-        check_finite(call())
-    return timing.rate(convolution_flop(n, c, c, 3, h * h) / 1e12, flop_each=1e12)
+    return _tflop_s(call, convolution_flop(n, c, c, 3, h * h), dtype, device, budget_s)
 
 
 def attention(size: tuple[int, int, int, int], dtype: str, device: torch.device, budget_s: float) -> Reading:
     """scaled_dot_product_attention forward, in TFLOP/s; PyTorch chooses the kernel."""
     b, heads, length, d = size
-    queries, keys, values = (torch.randn(b, heads, length, d, device=device).to(DTYPES[dtype]) for _ in range(3))
+    queries, keys, values = (torch.randn(b, heads, length, d, device=device).to(torch_dtype(dtype)) for _ in range(3))
     call = partial(F.scaled_dot_product_attention, queries, keys, values)
+    return _tflop_s(call, attention_flop(b, heads, length, d), dtype, device, budget_s)
+
+
+def _tflop_s(
+    call: Callable[[], torch.Tensor], flop: float, dtype: str, device: torch.device, budget_s: float
+) -> Reading:
     with as_asked(dtype), torch.inference_mode():
         timing = seconds(call, device, budget_s)
         check_finite(call())
-    return timing.rate(attention_flop(b, heads, length, d) / 1e12, flop_each=1e12)
-
-
-@contextmanager
-def _float32_as(precision: str) -> Iterator[None]:
-    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = precision
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before
-
-
-def as_asked(dtype: str) -> AbstractContextManager[None]:
-    """Switch TF32 off for fp32 (cuDNN uses it by default), and on for tf32."""
-    precision = {"fp32": "ieee", "tf32": "tf32"}.get(dtype)
-    return _float32_as(precision) if precision else nullcontext()
+    return timing.rate(flop / 1e12, flop_each=1e12)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor, nn
@@ -50,31 +51,21 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
         parts = list(_parts(task)) if compiled else []
         return training(loss_of, trainer.optimizers[0], extract_batch_size(batch), dtype, device, budget_s, parts)
 
-    return _in_a_training(task, cfg, device, AtFirstBatch(measure))
+    # there the batch is on the device, and the optimizers are built
+    at_first_batch = LambdaCallback(on_train_batch_start=lambda trainer, _, batch, __: _end(measure(trainer, batch)))
+    return _in_a_training(task, cfg, device, at_first_batch)
 
 
 class _Measured(Exception):
     """Ends a training once something was measured; its argument is the reading."""
 
 
-class AtFirstBatch(pl.Callback):
-    """Measures where everything is ready: the batch is on the device, the optimizers are built."""
-
-    def __init__(self, measure: Callable[[pl.Trainer, Any], Reading]) -> None:
-        self.measure = measure
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        raise _Measured(self.measure(trainer, batch))
+def _end(reading: Reading) -> None:
+    raise _Measured(reading)
 
 
 class _NoTask(pl.LightningModule):
     """Takes the place of the task where only the data are measured: the loaders are built, and no step is taken."""
-
-    def __init__(self, measure: Callable[[Any], Reading]) -> None:
-        super().__init__()
-        self.measure = measure
 
     def training_step(self, batch: Any) -> None:
         """Never called."""
@@ -82,11 +73,8 @@ class _NoTask(pl.LightningModule):
     def configure_optimizers(self) -> None:
         """There is nothing to learn."""
 
-    def on_train_start(self) -> None:
-        raise _Measured(self.measure(self.trainer.train_dataloader))
 
-
-def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.device, *callbacks: pl.Callback) -> Reading:
+def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.device, callback: pl.Callback) -> Reading:
     """Train with the project's data until something is measured, so that `self.trainer` and `self.log` work."""
     quiet_lightning()
     with warnings.catch_warnings():
@@ -95,7 +83,7 @@ def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.devi
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index] if device.type == "cuda" else 1,
             max_epochs=OmegaConf.select(cfg, "trainer.max_epochs", default=1),
-            callbacks=list(callbacks),
+            callbacks=[callback],
             plugins=[LightningEnvironment()],  # one process, also inside a job of Slurm
             barebones=True,
         )
@@ -145,4 +133,5 @@ def loading(cfg: DictConfig, budget_s: float) -> Reading:
         num_examples = extract_batch_size(next(batches))
         return seconds(partial(next, batches), torch.device("cpu"), budget_s).rate(num_examples)
 
-    return _in_a_training(_NoTask(measure), cfg, torch.device("cpu"))
+    at_start = LambdaCallback(on_train_start=lambda trainer, _: _end(measure(trainer.train_dataloader)))
+    return _in_a_training(_NoTask(), cfg, torch.device("cpu"), at_start)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 
 from .kernels import attention, convolution, copy, launch, product, transfer
 from .own_step import batch_of, own_step
+from .products import dtypes
 from .steps import block_step, resnet_step
 from .timing import Reading
-
-BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and Arm CPUs, as PyTorch names them
+from .verdicts import Row
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,10 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A row that is still to be measured.
+class Measurement(NamedTuple):
+    """A row that is still to be measured."""
 
-    Args:
-        kind: by which limit and standard are chosen.
-        what: with sizes; two rows of one name and dtype can be compared.
-    """
-
-    device: str
-    kind: str
-    what: str
-    dtype: str
-    unit: str
+    row: Row
     measure: Callable[[], Reading]
 
 
@@ -62,67 +53,42 @@ def devices() -> list[torch.device]:
     return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
 
 
-def dtypes(device: torch.device) -> list[str]:
-    """The types for which this device has units of its own."""
-    if device.type == "mps":
-        return ["fp32", "fp16"]
-    if device.type == "cpu":
-        # not fp16: without units for it, a product took 230 times as long as in fp32 (2048^3, AMD EPYC, torch 2.13)
-        has = torch.cpu.get_capabilities()
-        return ["fp32", "bf16"] if any(has.get(units) for units in BF16_UNITS) else ["fp32"]
-    if torch.version.hip:
-        return ["fp32", "bf16", "fp16"]
-    capability = torch.cuda.get_device_capability(device)
-    since = {"fp32": (0, 0), "tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0), "fp8": (8, 9)}
-    return [dtype for dtype, least in since.items() if capability >= least]
-
-
 def plan(device: torch.device, cfg: DictConfig, budget_s: float) -> list[Measurement]:
     """The rows of one device."""
+    rows: list[Measurement] = []
+
+    def add(kind: str, what: str, unit: str, measure: Callable[..., Reading], dtypes: Sequence[str] = ()) -> None:
+        for dtype in dtypes or ["-"]:
+            row = Row(str(device), kind, what, dtype, unit)
+            rows.append(Measurement(row, partial(measure, *([dtype] if dtypes else []), device, budget_s)))
+
     size = SIZES[device.type]
     copy_bytes = max(size.copy_bytes, 4 * last_level_cache_bytes()) if device.type == "cpu" else size.copy_bytes
-    all_dtypes = dtypes(device)
+    all_dtypes = dtypes(device, fast=True)
     wide = [dtype for dtype in all_dtypes if dtype != "fp8"]
     training = [dtype for dtype in wide if dtype != "fp16" or "bf16" not in wide]
-    n, c, h = size.convolution
-    b, heads, length, d = size.attention
-    rows: list[tuple[str, str, str, str, Callable[..., Reading]]] = [
-        *(
-            ("product", f"matrix product {size.product}^3", dtype, "tflop_s", partial(product, size.product, dtype))
-            for dtype in all_dtypes
-        ),
-        ("copy", f"copy in memory, {copy_bytes >> 20} MiB", "-", "gb_s", partial(copy, copy_bytes)),
-        ("launch", "call of a small operation", "-", "us", launch),
-    ]
+    add("product", f"matrix product {size.product}^3", "tflop_s", partial(product, size.product), all_dtypes)
+    add("copy", f"copy in memory, {copy_bytes >> 20} MiB", "gb_s", partial(copy, copy_bytes))
+    add("launch", "call of a small operation", "us", launch)
     if device.type == "cuda":
         for pinned, name in ((False, "pageable"), (True, "pinned")):
             for to_device, way in ((True, "host to device"), (False, "device to host")):
-                transfer_of = partial(transfer, size.copy_bytes // 4, pinned, to_device)
-                rows.append((name, f"{way}, {name}", "-", "gb_s", transfer_of))
-    for dtype in wide:
-        rows.append(("convolution", f"convolution 3x3, {n}x{c}x{h}x{h}", dtype, "tflop_s",
-                     partial(convolution, size.convolution, dtype)))  # fmt: skip
-    for dtype in wide:
-        rows.append(("attention", f"attention {b}x{heads}x{length}x{d}", dtype, "tflop_s",
-                     partial(attention, size.attention, dtype)))  # fmt: skip
-    steps = [
-        ("own", f"this project's step{batch_of(cfg)}", partial(own_step, cfg)),
-        ("resnet", f"ResNet-50 step, {size.resnet[0]}x3x{size.resnet[1]}x{size.resnet[1]}",
-         partial(resnet_step, size.resnet)),
-        ("block", f"transformer block, {'x'.join(map(str, size.block))}", partial(block_step, size.block)),
-    ]  # fmt: skip
-    for kind, what, step in steps:
-        for dtype in training:
-            rows.append((kind, what, dtype, "examples_s" if kind != "block" else "sequences_s", partial(step, dtype)))
+                add(name, f"{way}, {name}", "gb_s", partial(transfer, size.copy_bytes // 4, pinned, to_device))
+    n, c, h = size.convolution
+    add("convolution", f"convolution 3x3, {n}x{c}x{h}x{h}", "tflop_s", partial(convolution, size.convolution), wide)
+    shape = "x".join(map(str, size.attention))
+    add("attention", f"attention {shape}", "tflop_s", partial(attention, size.attention), wide)
+    n, h = size.resnet
+    shape = "x".join(map(str, size.block))
+    for kind, what, unit, step in (
+        ("own", f"this project's step{batch_of(cfg)}", "examples_s", partial(own_step, cfg)),
+        ("resnet", f"ResNet-50 step, {n}x3x{h}x{h}", "examples_s", partial(resnet_step, size.resnet)),
+        ("block", f"transformer block, {shape}", "sequences_s", partial(block_step, size.block)),
+    ):
+        add(kind, what, unit, step, training)
         if device.type == "cuda":  # in one dtype only: compiling takes long
-            dtype = training[-1]
-            unit = "examples_s" if kind != "block" else "sequences_s"
-            rows.append((kind, f"{what}, compiled", dtype, unit, partial(step, dtype, compiled=True)))
-    name = str(device)
-    return [
-        Measurement(name, kind, what, dtype, unit, partial(measure, device, budget_s))
-        for kind, what, dtype, unit, measure in rows
-    ]
+            add(kind, f"{what}, compiled", unit, partial(step, compiled=True), training[-1:])
+    return rows
 
 
 def last_level_cache_bytes() -> int:

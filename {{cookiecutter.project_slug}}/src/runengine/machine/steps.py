@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import DTYPES, as_asked, block_flop
+from .kernels import block_flop
+from .products import as_asked, torch_dtype
 from .timing import Reading, check_finite, seconds
 
 
@@ -104,12 +105,12 @@ def training(
         compiled: modules that are compiled first.
         flop: of a step; None: they are counted.
     """
-    mixed = DTYPES[dtype] != torch.float32
+    mixed = torch_dtype(dtype) != torch.float32
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(device.type, DTYPES[dtype] if mixed else None, enabled=mixed):
+        with torch.autocast(device.type, torch_dtype(dtype) if mixed else None, enabled=mixed):
             loss = loss_of()
         torch.autograd.backward(scaler.scale(loss))
         scaler.step(optimizer)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,17 +71,15 @@ def summary(times_s: list[float]) -> Timing:
     return Timing(median_s, (high - low) / 2 / median_s)
 
 
-def release(device: torch.device) -> None:
-    """Free the memory of the last measurement, so that the next finds enough."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Use this GPU for new streams and events."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def using(device: torch.device) -> Iterator[None]:
+    """Use this GPU for new streams and events; then free its memory, so that the next measurement finds enough."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
 
 
 def clock(call: Callable[[], object], num_calls: int, device: torch.device) -> float:

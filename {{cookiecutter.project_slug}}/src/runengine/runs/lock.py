@@ -1,8 +1,7 @@
-"""One process at a time trains in a run's folder."""
+"""One process at a time trains in a run's folder, or hands out the runs of a sweep."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -23,9 +22,7 @@ def owner(run: Run) -> dict[str, Any] | None:
         with FileLock(run.lock, timeout=0):
             return None
     except Timeout:
-        lines = run.starts.read_text(encoding="utf-8").splitlines() if run.starts.is_file() else []
-        holder: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        return holder
+        return (run.read_starts() or [{}])[-1]
 
 
 @contextmanager
@@ -38,10 +35,10 @@ def locked(run: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=0 if holder and _lives(holder) else LOCK_WAIT_S)
     except Timeout:
-        holder = holder or {}
+        holder, kind = holder or {}, "sweep" if run.is_sweep() else "run"
         raise UserError(
             f"{run.folder} is in use: process {holder.get('pid')} on {holder.get('host')} trains there since "
-            f"{holder.get('started_at')}. Wait for it, stop it, or leave run_dir out to start a new run."
+            f"{holder.get('started_at')}. Wait for it, stop it, or leave {kind}_dir out to start a new {kind}."
         ) from None
     try:
         yield

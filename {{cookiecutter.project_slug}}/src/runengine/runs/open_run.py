@@ -17,8 +17,6 @@ from .lock import locked
 from .resolve import fingerprint_of, read_fingerprint
 from .run import Run
 
-TRACKED = ("mlflow_run_id", "mlflow_sent.json", "metrics.jsonl", "unsent.json")  # tracking/mlflow_sync.py
-
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +35,14 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
             _empty(run)
         outdated = [run.metrics, run.error]
         if not run.config.exists():  # nothing of an earlier run may pass for this one's
-            outdated += [run.starts, run.history, *(run.folder / name for name in TRACKED)]
+            outdated += [run.starts, run.history, run.metric_rows, run.mlflow_run_id, run.mlflow_sent, run.unsent]
         for file in outdated:
             file.unlink(missing_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
         open_log(run.log)
-        with run.starts.open("a", encoding="utf-8") as starts:
-            starts.write(json.dumps(provenance.start_record()) + "\n")
+        provenance.record_start(run)
         run.write_about()
-        provenance.write(run.folder, provenance.data_folder(cfg))
+        provenance.write(run, provenance.data_folder(cfg))
         if run.starts_over:
             log.info("%s starts over: %s", run.folder, run.starts_over)
         _record_fingerprint(run, cfg)

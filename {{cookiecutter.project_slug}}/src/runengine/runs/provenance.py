@@ -21,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import manifest
 from ..settings import code, project
+from ..settings.console import listed
+from ..settings.files import read_json, sha256
+from .run import Run
 
 COPY_OF = project.COPY_OF
 
@@ -36,9 +39,9 @@ def command() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def start_record() -> dict[str, Any]:
-    """When, where and how this process was started."""
-    return {
+def record_start(run: Run) -> None:
+    """When, where and how this process was started, into the folder of a run or a sweep."""
+    record = {
         "started_at": datetime.now().astimezone().isoformat(timespec="microseconds"),
         "command": command(),
         "host": platform.node(),
@@ -49,13 +52,14 @@ def start_record() -> dict[str, Any]:
         "engine": manifest.state(),
         **git_state(),
     }
+    with run.starts.open("a", encoding="utf-8") as starts:
+        starts.write(json.dumps(record) + "\n")
 
 
 def git_state() -> dict[str, Any]:
     """Commit of this project and whether files differ from it; empty where the project is in no repository."""
     if COPY_OF.is_file():
-        state: dict[str, Any] = json.loads(COPY_OF.read_text(encoding="utf-8"))
-        return state
+        return read_json(COPY_OF)
     try:
         _git("ls-files", "--error-unmatch", "__init__.py")  # a repository around the project is not its own
         return {"git_commit": _git("rev-parse", "HEAD").strip(), "git_dirty": bool(_git("status", "--short"))}
@@ -69,30 +73,29 @@ def data_folder(cfg: DictConfig) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def write(folder: Path, data: Path | None) -> None:
+def write(run: Run, data: Path | None) -> None:
     """`environment.json`, `data.json` and, where files differ from the commit, `uncommitted.diff`.
 
     Args:
-        folder: of the run.
+        run: its folder has been made.
         data: the folder of the prepared data, if there is one.
     """
     if data is not None:
-        _write_data(folder / "data.json", data)
-    file = folder / "environment.json"
+        _write_data(run.data, data)
     now = environment()
-    if file.is_file():
-        _warn_of_changes(json.loads(file.read_text(encoding="utf-8")), now)
-    file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    write_diff(folder)
+    if before := read_json(run.environment):
+        _warn_of_changes(before, now)
+    run.environment.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    write_diff(run.folder)
 
 
 def write_diff(folder: Path) -> None:
     """`uncommitted.diff`, where files differ from the commit."""
     if not git_state().get("git_dirty"):
         return
-    copied = COPY_OF.with_name("uncommitted.diff")
+    copied = COPY_OF.with_name(Run.diff.name)
     text = copied.read_text(encoding="utf-8") if copied.is_file() else _git("diff", "HEAD")
-    (folder / "uncommitted.diff").write_text(text, encoding="utf-8")
+    (folder / Run.diff.name).write_text(text, encoding="utf-8")
 
 
 def copy_code(folder: Path) -> None:
@@ -116,7 +119,7 @@ def data_version(folder: Path) -> dict[str, str]:
         return {}
     if (known := _locked_data(folder)) and known == _dvc_hash(folder):
         return {"data_dvc_md5": known}
-    return {"data_split_sha256": hashlib.sha256((folder / "split.json").read_bytes()).hexdigest()}
+    return {"data_split_sha256": sha256(folder / "split.json")}
 
 
 def fingerprint(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def fingerprint(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
     files = {"the engine": project.ENGINE_FOLDER / "VERSION"}
     if data is not None:
         files["the data"] = data / "split.json"  # it holds the SHA-256 of the other files
-    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+    hashes = {name: sha256(file) for name, file in files.items() if file.is_file()}
     return {**settings, **owner["modules"], **programs, **hashes}
 
 
@@ -151,10 +154,9 @@ def _write_data(file: Path, data: Path) -> None:
     version = data_version(data)
     if not version:
         return
-    split = json.loads((data / "split.json").read_text(encoding="utf-8"))
-    known = {key: value for key, value in split.items() if key != "sha256"}
+    known = {key: value for key, value in read_json(data / "split.json").items() if key != "sha256"}
     record = {"folder": data.as_posix(), **version, **known}
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != record:
+    if file.is_file() and read_json(file) != record:
         log.warning("this run was started with other data: %s has changed since", data)
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -165,15 +167,12 @@ def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     if before.get("python") != now["python"]:
         changed.insert(0, f"Python {before.get('python')} -> {now['python']}")
     if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        log.warning("this run was started with other versions: %s%s", ", ".join(changed[:5]), more)
+        log.warning("this run was started with other versions: %s", listed(changed))
 
 
-def read_data(run: Path) -> dict[str, Any]:
-    """What `data.json` in the folder of a run says; empty where there is none."""
-    file = run / "data.json"
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return record
+def read_data(run: Run) -> dict[str, Any]:
+    """What the run's `data.json` says; empty where there is none."""
+    return read_json(run.data)
 
 
 def same_data(folder: Path, record: dict[str, Any]) -> bool:
@@ -183,13 +182,11 @@ def same_data(folder: Path, record: dict[str, Any]) -> bool:
         return False
     if md5 := record.get("data_dvc_md5"):
         return bool(_dvc_hash(folder) == md5)
-    return bool(hashlib.sha256(split.read_bytes()).hexdigest() == record["data_split_sha256"])
+    return bool(sha256(split) == record["data_split_sha256"])
 
 
 def _locked_data(folder: Path) -> str | None:
     """What `dvc.lock` says of this folder, which a stage has written."""
-    from omegaconf import OmegaConf
-
     try:
         lock: Any = OmegaConf.to_container(OmegaConf.load("dvc.lock"))
         outs = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
@@ -219,10 +216,13 @@ def _user() -> str | None:
 
 
 def _driver() -> str | None:
+    """Of NVIDIA's GPUs. CUDA is in use in this process already, so the driver answers."""
+    import pynvml
+
     try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
         return None
 
 

@@ -14,16 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..settings import process, project
 from ..settings.config import RECORDED_ONLY, deciding, flatten, typed_key
+from ..settings.console import listed
 from ..settings.errors import UserError
 from . import provenance
 from .lock import owner
-from .run import RUNS, Run, load_config
+from .run import RUNS, Run, having, load_config
 
 UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be resumed
 MAY_INCREASE = "trainer.max_epochs"  # a resumed run may train for longer
 # how a run is done, not what is trained: may change whenever it is resumed
 MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from", "monitor"}
-LEFT_BY_A_SWEEP = {"error.txt", "seconds", "trial.json"}  # these may be in a folder before its run has been started
+# these may be in a folder before its run has been started
+LEFT_BY_A_SWEEP = {Run.error.name, Run.seconds.name, Run.trial.name}
 
 
 def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:
@@ -77,8 +79,7 @@ def _of_slurm_job(overrides: Sequence[str]) -> str | None:
 
 
 def _newest_unfinished() -> Path:
-    runs = [Run(file.parent) for file in sorted(RUNS.rglob("starts.jsonl"), key=lambda file: file.stat().st_mtime)]
-    for run in reversed(runs):
+    for run in reversed(having(Run.starts)):
         if run.config.is_file() and not run.finished() and owner(run) is None:
             return run.folder
     raise UserError(f"there is no unfinished run in {RUNS.resolve()}. To start a new one, leave run_dir out.")
@@ -133,8 +134,7 @@ def _why_start_over(run: Run, cfg: DictConfig) -> str:
         return "what it holds is not complete"
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        return f"{', '.join(changed[:5])}{more} changed"
+        return f"{listed(changed)} changed"
     return "it was finished" if run.finished() else ""
 
 

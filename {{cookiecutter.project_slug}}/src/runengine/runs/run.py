@@ -22,14 +22,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..settings import process, project
 from ..settings.config import compose, from_root
 from ..settings.errors import UserError
-from ..settings.files import atomic_file, atomic_write
+from ..settings.files import atomic_file, atomic_write, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,9 +39,25 @@ RUNS = Path("runs")
 FORMAT = 1  # of a run's folder
 
 
+class File:
+    """The name of a file in a run's folder: `run.config` is its path, `Run.config.name` the name itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, run: None, owner: type) -> File: ...
+
+    @overload
+    def __get__(self, run: Run, owner: type) -> Path: ...
+
+    def __get__(self, run: Run | None, owner: type) -> File | Path:
+        return self if run is None else run.folder / self.name
+
+
 @dataclass(unsafe_hash=True)
 class Run:
-    """The folder, and the only home of the names of its files.
+    """The folder, and the only home of the names of its files. That of a sweep has some of them, too.
 
     Args:
         folder: of the run; it need not exist yet.
@@ -51,89 +67,40 @@ class Run:
     folder: Path
     starts_over: str = ""
 
-    @property
-    def about(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def fingerprint(self) -> Path:
-        return self.checkpoints / "fingerprint.json"  # among them: DVC brings both or none
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "train.log"
-
-    @property
-    def history(self) -> Path:
-        return self.folder / "history.csv"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.json"
-
-    @property
-    def test_metrics(self) -> Path:
-        return self.folder / "test_metrics.json"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def model_refused(self) -> Path:
-        return self.folder / "model_refused.txt"  # why there is no model
-
-    @property
-    def environment(self) -> Path:
-        return self.folder / "environment.json"
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data.json"
-
-    @property
-    def diff(self) -> Path:
-        return self.folder / "uncommitted.diff"
-
-    @property
-    def error(self) -> Path:
-        return self.folder / "error.txt"
-
-    @property
-    def pruned(self) -> Path:
-        return self.folder / "pruned"  # there if a search has ended it early
-
-    @property
-    def trial(self) -> Path:
-        return self.folder / "trial.json"  # of a search
-
-    @property
-    def mlflow_run_id(self) -> Path:
-        return self.folder / "mlflow_run_id"
-
-    @property
-    def starts(self) -> Path:
-        return self.folder / "starts.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        return self.folder / ".lock"
+    about = File("run.json")
+    config = File("config.yaml")
+    checkpoints = File("checkpoints")
+    last = File("checkpoints/last.ckpt")
+    best = File("checkpoints/best.ckpt")
+    fingerprint = File("checkpoints/fingerprint.json")  # among them: DVC brings both or none
+    log = File("train.log")
+    history = File("history.csv")
+    metrics = File("metrics.json")
+    test_metrics = File("test_metrics.json")
+    model = File("model")
+    model_refused = File("model_refused.txt")  # why there is no model
+    model_card = File("model-card.md")
+    data_sheet = File("data-sheet.md")
+    starts = File("starts.jsonl")
+    environment = File("environment.json")
+    data = File("data.json")
+    diff = File("uncommitted.diff")
+    error = File("error.txt")
+    seconds = File("seconds")  # which a run of a sweep took
+    trial = File("trial.json")  # of a search
+    pruned = File("pruned")  # there if a search has ended it early
+    metric_rows = File("metrics.jsonl")
+    mlflow_run_id = File("mlflow_run_id")
+    mlflow_sent = File("mlflow_sent.json")  # which files MLflow has
+    unsent = File("unsent.json")  # there while MLflow has not got everything: the run's status, and what was in the way
+    tensorboard = File("tensorboard")
+    sweep = File("sweep.yaml")  # there if this is the folder of a sweep
+    sweep_table = File("sweep.csv")
+    seeds_table = File("seeds.csv")
+    study = File("optuna.log")
+    code = File("code")  # what the jobs of Slurm import
+    slurm = File("slurm")  # and what they print
+    lock = File(".lock")
 
     def end_of(self, phase: int) -> Path:
         """The last checkpoint of a call of `fit` after which the run has called it again; counted from 0."""
@@ -192,16 +159,34 @@ class Run:
         """What measures its best checkpoint on the test split."""
         return f"python -m {self.module().rpartition('.')[0]}.evaluate {self.folder}"
 
-    def mlflow_id(self) -> dict[str, str]:
-        """For `dvc exp show`; empty where MLflow has not answered yet."""
-        file = self.mlflow_run_id
-        return {file.name: file.read_text(encoding="utf-8").strip()} if file.is_file() else {}
+    def mlflow_id(self) -> str | None:
+        """None where MLflow has not answered yet."""
+        return self.mlflow_run_id.read_text(encoding="utf-8").strip() if self.mlflow_run_id.is_file() else None
 
     def finished(self) -> bool:
         return self.metrics.is_file() and self.config.is_file()
 
+    def is_sweep(self) -> bool:
+        return self.sweep.is_file()
+
     def num_starts(self) -> int:
         return len(self.starts.read_text(encoding="utf-8").splitlines()) if self.starts.is_file() else 0
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """When, where and how it was started, each time."""
+        lines = self.starts.read_text(encoding="utf-8").splitlines() if self.starts.is_file() else []
+        return [json.loads(line) for line in lines]
+
+
+def read_numbers(file: Path) -> dict[str, float]:
+    """The metrics in `metrics.json` or `test_metrics.json`, with `epoch` and `step`; none where there is no file."""
+    return {name: value for name, value in read_json(file).items() if isinstance(value, int | float)}
+
+
+def having(file: File, root: Path = RUNS) -> list[Run]:
+    """The runs that have this file, such as `Run.best`; the one whose file is newest comes last."""
+    found = sorted(root.rglob(file.name), key=lambda each: each.stat().st_mtime)
+    return [Run(each.parents[file.name.count("/")]) for each in found]
 
 
 def find(folder: str | None) -> Run:
@@ -212,16 +197,16 @@ def find(folder: str | None) -> Run:
     """
     runs = project.from_root(RUNS)
     if folder is None:
-        checkpoints = sorted(runs.rglob("checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
-        if not checkpoints:
+        trained = having(Run.best, runs)
+        if not trained:
             raise UserError(f"there is no trained run in {runs.resolve()}. Run: make train")
-        return Run(checkpoints[-1].parent.parent)
+        return trained[-1]
     run = Run(Path(folder) if Path(folder).exists() else project.from_root(Path(folder)))
     if not run.folder.exists() and re.fullmatch("[0-9a-f]{32}", folder):
-        ids = (file for file in runs.rglob("mlflow_run_id") if file.read_text(encoding="utf-8").strip() == folder)
-        if (file := next(ids, None)) is None:
+        known = [each for each in having(Run.mlflow_run_id, runs) if each.mlflow_id() == folder]
+        if not known:
             raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
-        run = Run(file.parent)
+        run = known[0]
     if not run.config.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
     if not run.best.is_file():
@@ -271,8 +256,3 @@ def _fill(cfg: DictConfig, defaults: DictConfig, prefix: str) -> list[str]:
         elif OmegaConf.is_dict(here) and OmegaConf.is_dict(default) and here.get("_target_") == default.get("_target_"):
             added += _fill(here, default, f"{prefix}{key}.")
     return added
-
-
-def as_plain(value: Any) -> Any:
-    """Lists and dictionaries instead of OmegaConf's own, for what is built from configuration."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

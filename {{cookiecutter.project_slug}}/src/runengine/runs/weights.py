@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..settings.console import listed
 from ..settings.errors import UserError
 from .run import Run, find, load_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from omegaconf import DictConfig
-
-NAMED = 5  # of the layers that differ
 
 
 class Trained(NamedTuple):
@@ -57,12 +56,10 @@ def load_weights(task: pl.LightningModule, checkpoint: Path) -> None:
     different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if different:
         named = [
-            f"{name} ({shapes.get(name, 'absent')}, the model has {wanted.get(name, 'nothing')})"
-            for name in different[:NAMED]
+            f"{name} ({shapes.get(name, 'absent')}, the model has {wanted.get(name, 'nothing')})" for name in different
         ]
-        more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise UserError(
-            f"{checkpoint} is of another model: {len(different)} layers differ: {', '.join(named)}{more}. "
+            f"{checkpoint} is of another model: {len(different)} layers differ: {listed(named)}. "
             "Use the configuration and code it was trained with, or start a new run."
         )
     task.load_state_dict(weights)

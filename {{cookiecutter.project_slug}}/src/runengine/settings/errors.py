@@ -130,6 +130,8 @@ def explain(error: BaseException) -> str | None:
         return f"{mark.name}, line {mark.line + 1}: {problem}. This is no YAML: look at brackets, colons, indentation."
     if _is_refusal(error) and not isinstance(error, ValueError):
         return f"Lightning refuses these settings: {' '.join(str(error).split())}"
+    if _raised_in(error, "torch.optim."):  # a negative learning rate, a schedule of no steps, ...
+        return f"torch.optim refuses these settings: {first_line(error)}"
     return _explain_hydra(error) or _explain_disk(error)
 
 
@@ -191,7 +193,7 @@ def _explain_hydra(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException, package: str) -> bool:
-    """Hydra's own checks raise plain ValueErrors, too."""
+    """Checks of Hydra and of torch.optim raise plain ValueErrors."""
     name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__", "")

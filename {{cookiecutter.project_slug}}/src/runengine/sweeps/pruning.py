@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from ..compat import open_trial
 from ..runs.run import Run
+from ..settings.files import read_json
 from .search import storage
 
 
@@ -20,20 +17,20 @@ class Report(Callback):
     Writes `pruned` into the run's folder when it does.
 
     Args:
-        folder: the run's, with `trial.json`.
+        run: has `trial.json`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.story: dict[str, Any] = json.loads(Run(folder).trial.read_text(encoding="utf-8"))
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.asked = read_json(run.trial)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        Run(self.folder).pruned.unlink(missing_ok=True)
+        self.run.pruned.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        metric, metrics = self.story["metric"], trainer.callback_metrics
+        metric, metrics = self.asked["metric"], trainer.callback_metrics
         if metric not in metrics:
             return  # another of several validations, or it is logged in training; training/history.py says if never
         prune = False
@@ -41,7 +38,7 @@ class Report(Callback):
             prune = self._report(float(metrics[metric]), trainer.current_epoch)
             prune = prune and trainer.current_epoch + 1 != trainer.max_epochs
             if prune:
-                Run(self.folder).pruned.write_text(f"after epoch {trainer.current_epoch + 1}\n", encoding="utf-8")
+                self.run.pruned.write_text(f"after epoch {trainer.current_epoch + 1}\n", encoding="utf-8")
         trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(prune)
 
     def _report(self, value: float, epoch: int) -> bool:
@@ -49,14 +46,14 @@ class Report(Callback):
         import optuna
 
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if self.story["pruning_after_trials"] is not None:
+        if self.asked["pruning_after_trials"] is not None:
             pruner = optuna.pruners.MedianPruner(
-                n_startup_trials=self.story["pruning_after_trials"], n_warmup_steps=self.story["pruning_after_epochs"]
+                n_startup_trials=self.asked["pruning_after_trials"], n_warmup_steps=self.asked["pruning_after_epochs"]
             )
         study = optuna.load_study(
-            study_name=self.story["study"], storage=storage(self.folder / self.story["storage"]), pruner=pruner
+            study_name=self.asked["study"], storage=storage(self.run.folder / self.asked["storage"]), pruner=pruner
         )
-        trial, known = open_trial(study, self.story["trial"])
+        trial, known = open_trial(study, self.asked["trial"])
         if epoch not in known.intermediate_values:  # a resumed run repeats an epoch that it has reported
             trial.report(value, epoch)
         return trial.should_prune()

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..runs.run import Run
+from ..runs.run import Run, read_numbers
 
-ROWS_SHOWN = 20  # the rest is in sweep.csv
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS_SHOWN = 20  # of a table
 COLUMNS_SHOWN = 4  # metrics; all of them are in sweep.csv
 
+NO_METRICS = {"epoch", "run", "run_dir", "seconds", "state", "step"}  # other columns, and what places a metric
 
-NO_METRICS = {"epoch", "mlflow_run_id", "run", "run_dir", "seconds", "state", "step"}
 
+@dataclass(unsafe_hash=True)
+class Job(Run):
+    """One run of a sweep, and what is typed for it."""
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep: its folder, and what is typed for it."""
-
-    folder: Path
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -33,21 +32,31 @@ class Job:
 
     @property
     def state(self) -> str:
-        run = Run(self.folder)
-        if run.metrics.exists():
-            return "pruned" if run.pruned.exists() else "finished"
-        return "failed" if run.error.exists() else "unfinished"
+        if self.metrics.exists():
+            return "pruned" if self.pruned.exists() else "finished"
+        return "failed" if self.error.exists() else "unfinished"
 
     @property
-    def error(self) -> str:
+    def reason(self) -> str:
         """Why it failed, in one sentence."""
-        file = Run(self.folder).error
-        return file.read_text(encoding="utf-8").splitlines()[0] if file.exists() else "it was stopped or killed."
+        if not self.error.exists():
+            return "it was stopped or killed."
+        return self.error.read_text(encoding="utf-8").splitlines()[0]
 
-    @property
-    def command(self) -> str:
-        """What trains the same again, in a folder of its own."""
-        return again(Run(self.folder).module(), self.overrides)
+    def settings(self) -> dict[str, str]:
+        """`optimizer.lr=0.1` -> {"optimizer.lr": "0.1"}."""
+        return dict(override.split("=", 1) for override in self.overrides if "=" in override)
+
+    def row(self) -> dict[str, Any]:
+        """What `sweep.csv` says of it, besides its settings."""
+        row = {"run": self.name, "state": self.state, "run_dir": self.folder.as_posix()}
+        seconds = {"seconds": float(self.seconds.read_text(encoding="utf-8"))} if self.seconds.exists() else {}
+        return {**row, **metrics_in(self.metrics), **metrics_in(self.test_metrics), **seconds}
+
+
+def metrics_in(file: Path) -> dict[str, float]:
+    """Of `metrics.json` or `test_metrics.json`."""
+    return {name: value for name, value in read_numbers(file).items() if name not in NO_METRICS}
 
 
 def again(module: str, overrides: Sequence[str]) -> str:
@@ -70,16 +79,16 @@ class Ranking:
         return value if self.mode == "min" else -value
 
 
-def report(folder: Path, jobs: Sequence[Job], ranking: Ranking) -> dict[str, float]:
+def report(sweep: Run, jobs: Sequence[Job], ranking: Ranking) -> dict[str, float]:
     """Write and print the table of the runs, the best first.
 
     Returns:
         The best value, for MLflow; empty when no run has one.
     """
-    rows, changing, metrics = write_runs(folder, jobs)
+    rows, changing, metrics = write_runs(sweep, jobs)
     ranked = sorted(zip(rows, jobs, strict=True), key=lambda pair: ranking.key(pair[0]))
     columns = shown(metrics, ranking.metric)
-    table = [{**row, "seconds": f"{row.get('seconds', math.nan):.1f}", "": ""} for row, _ in ranked[:ROWS_SHOWN]]
+    table = [{**row, "seconds": f"{row.get('seconds', math.nan):.1f}", "": ""} for row, _ in ranked]
     if not ranked:
         return {}
     row, job = ranked[0]
@@ -87,14 +96,12 @@ def report(folder: Path, jobs: Sequence[Job], ranking: Ranking) -> dict[str, flo
     if found:
         table[0][""] = "best"
     print_table(["run", *(["state"] if {row["state"] for row in rows} != {"finished"} else []), *changing, *columns,
-                 "seconds", ""], table)  # fmt: skip
-    if len(rows) > ROWS_SHOWN:
-        print(f"... and {len(rows) - ROWS_SHOWN} more in {folder / 'sweep.csv'}")
+                 "seconds", ""], table, sweep.sweep_table)  # fmt: skip
     if not found:
         return {}
-    print(f"train the best again: {job.command}")
-    if Run(job.folder).test_module():
-        print(f"measure the best:     {Run(job.folder).test_command()}")
+    print(f"train the best again: {again(job.module(), job.overrides)}")
+    if job.test_module():
+        print(f"measure the best:     {job.test_command()}")
     return {str(ranking.metric): row[str(ranking.metric)]}
 
 
@@ -105,56 +112,42 @@ def shown(metrics: Sequence[str], monitored: str | None) -> list[str]:
     return [*([str(monitored)] if monitored in metrics else []), *same][:COLUMNS_SHOWN]
 
 
-def write_runs(folder: Path, jobs: Sequence[Job]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+def write_runs(sweep: Run, jobs: Sequence[Job]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """Write `sweep.csv`; returns its rows, the settings in which the runs differ, and the metrics they have."""
-    changing = differing(jobs)
-    rows = [read(job) | {key: settings(job).get(key, "") for key in changing} for job in jobs]
+    typed = [job.settings() for job in jobs]
+    changing = differing(typed)
+    rows = [job.row() | {key: each.get(key, "") for key in changing} for job, each in zip(jobs, typed, strict=True)]
     metrics = sorted({key for row in rows for key in row} - NO_METRICS - set(changing))
-    write_csv(folder / "sweep.csv", ["run", "state", *changing, *metrics, "seconds", "run_dir"], rows)
+    write_csv(sweep.sweep_table, ["run", "state", *changing, *metrics, "seconds", "run_dir"], rows)
     return rows, changing, metrics
 
 
-def read(job: Job) -> dict[str, Any]:
-    """What the run's folder says: its state, the metrics of its best epoch, the seconds it took."""
-    row: dict[str, Any] = {"run": job.name, "state": job.state, "run_dir": job.folder.as_posix()}
-    run = Run(job.folder)
-    for file in (run.metrics, run.test_metrics):
-        row |= read_metrics(file)
-    if (job.folder / "seconds").exists():
-        row["seconds"] = float((job.folder / "seconds").read_text(encoding="utf-8"))
-    return row
+def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The names of the settings in which these differ."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if len({each.get(key) for each in settings}) > 1]
 
 
-def read_metrics(file: Path) -> dict[str, float]:
-    """The metrics in a file of JSON; none where there is no file."""
-    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return {key: value for key, value in content.items() if key not in NO_METRICS}
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """These columns of the rows; empty where a row has nothing."""
+    import pandas as pd
+
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    return pd.DataFrame(cells, columns=list(columns), dtype=object)
 
 
-def settings(job: Job) -> dict[str, str]:
-    """`optimizer.lr=0.1` -> {"optimizer.lr": "0.1"}."""
-    return dict(override.split("=", 1) for override in job.overrides if "=" in override)
+def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    table(columns, rows).to_csv(file, index=False, na_rep="nan")
 
 
-def differing(jobs: Sequence[Job]) -> list[str]:
-    """The settings in which the runs differ."""
-    typed = [settings(job) for job in jobs]
-    keys = dict.fromkeys(key for each in typed for key in each)
-    return [key for key in keys if len({each.get(key) for each in typed}) > 1]
-
-
-def write_csv(file: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        table = csv.DictWriter(opened, fieldnames=columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
-
-
-def print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    cells = [list(columns), *([_short(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], file: Path | None = None) -> None:
+    """All rows; of many the first, if a file has the others. Nothing without rows."""
+    first = rows[:ROWS_SHOWN] if file else rows
+    if first:
+        shown = table(columns, first).map(lambda cell: f" {_short(cell)}").rename(columns=" {}".format)
+        print(shown.to_string(index=False))  # the blanks set the columns further apart than pandas does
+    if len(first) < len(rows):
+        print(f"... and {len(rows) - len(first)} more in {file}")
 
 
 def _short(value: Any) -> str:

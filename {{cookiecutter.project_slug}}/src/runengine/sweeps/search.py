@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..runs.run import Run, as_plain
+from ..runs.run import Run
 from ..settings import project
-from ..settings.config import check, compose, flatten
+from ..settings.check import check
+from ..settings.config import as_plain, compose, flatten
 from ..settings.errors import UserError
-from .results import Job, read_metrics
+from ..settings.files import drop_half_a_line
+from .results import Job, metrics_in
 
 if TYPE_CHECKING:
     import optuna
@@ -36,24 +38,24 @@ class Search:
     """Asks the study for trials and reports their results to it.
 
     Args:
-        folder: the sweep's.
+        sweep: the study is in its folder.
         settings: `search` of the configuration.
         typed: what all trials have in common.
         seeds: of the runs of each trial; without them a trial is one run, and may be stopped early.
     """
 
     def __init__(
-        self, folder: Path, settings: DictConfig, typed: Sequence[str], seeds: Sequence[int] | None = None
+        self, sweep: Run, settings: DictConfig, typed: Sequence[str], seeds: Sequence[int] | None = None
     ) -> None:
         import optuna
 
-        self.folder, self.settings, self.typed, self.seeds = folder, settings, list(typed), seeds
+        self.sweep, self.settings, self.typed, self.seeds = sweep, settings, list(typed), seeds
         cfg = compose(project.current().script, typed)
         self.monitor = cfg.monitor
         self.space = _distributions(settings, cfg)
-        _drop_half_a_line(folder / "optuna.log")
+        drop_half_a_line(sweep.study)  # or Optuna would never read the file again
         self.study = optuna.create_study(
-            storage=storage(folder / "optuna.log"),
+            storage=storage(sweep.study),
             study_name=STUDY,
             direction="minimize" if cfg.monitor.mode == "min" else "maximize",
             load_if_exists=True,
@@ -80,7 +82,7 @@ class Search:
 
     def _ask(self) -> int:
         # a generator for each trial: a search that is resumed draws what it would have drawn
-        self.study.sampler = _sampler(self.settings, self.settings.seed + len(self.trials))
+        self.study.sampler = _samplers()[self.settings.sampler](seed=self.settings.seed + len(self.trials))
         trial = self.study.ask(self.space)
         self.trials.append(self._runs(trial))
         self.jobs += self.trials[-1]
@@ -91,7 +93,7 @@ class Search:
         chosen = [f"{key}={_as_override(value)}" for key, value in trial.params.items()]
         seeds = [(f"seed={seed}",) for seed in self.seeds] if self.seeds else [()]
         return [
-            Job(self.folder / f"{number:03d}", (*self.typed, *chosen, *seed))
+            Job(self.sweep.folder / f"{number:03d}", overrides=(*self.typed, *chosen, *seed))
             for number, seed in enumerate(seeds, start=trial.number * len(seeds))
         ]
 
@@ -101,15 +103,15 @@ class Search:
             return  # a trial is as good as the mean of its runs, which is known at their end: none is stopped early
         (job,) = self.trials[number]
         job.folder.mkdir(exist_ok=True)
-        story = {
-            "storage": "../optuna.log",
+        record = {
+            "storage": f"../{Run.study.name}",
             "study": STUDY,
             "trial": number,
             "metric": self.monitor.metric,
             "pruning_after_trials": self.settings.pruning_after_trials if self.settings.pruning else None,
             "pruning_after_epochs": self.settings.pruning_after_epochs,
         }
-        Run(job.folder).trial.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
+        job.trial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def _tell(self, number: int) -> bool:
         """Whether the study knows how the trial ended; if not, it is to be run (again)."""
@@ -121,7 +123,7 @@ class Search:
         if state == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
         elif state == "finished":
-            runs = [read_metrics(Run(job.folder).metrics) for job in self.trials[number]]
+            runs = [metrics_in(job.metrics) for job in self.trials[number]]
             value = statistics.fmean(float(metrics.get(self.monitor.metric, math.nan)) for metrics in runs)
             if math.isfinite(value):
                 self.study.tell(number, value)
@@ -175,12 +177,12 @@ def _distributions(settings: DictConfig, cfg: DictConfig) -> dict[str, optuna.di
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {nearest[0]}?" if nearest else f"Leave it alone with search.space.{key}=null."
             raise UserError(f"search.space names {key}, which is not a setting here. {hint}")
-        whole = isinstance(known.get(key), int) and not isinstance(known.get(key), bool)
+        integer = isinstance(known.get(key), int) and not isinstance(known.get(key), bool)
         try:
             if "choices" in range_:
                 space[key] = CategoricalDistribution(**range_)
             else:
-                space[key] = (IntDistribution if whole else FloatDistribution)(**range_)
+                space[key] = (IntDistribution if integer else FloatDistribution)(**range_)
         except (TypeError, ValueError) as error:
             raise UserError(f"search.space.{key} must have low and high, or choices: {error}") from error
     if not space:
@@ -209,20 +211,6 @@ def _samplers() -> dict[str, Any]:
     import optuna
 
     return {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-
-
-def _sampler(settings: DictConfig, seed: int) -> optuna.samplers.BaseSampler:
-    sampler: optuna.samplers.BaseSampler = _samplers()[settings.sampler](seed=seed)
-    return sampler
-
-
-def _drop_half_a_line(file: Path) -> None:
-    """What a full disk or a power cut left at the end: Optuna would never read the file again."""
-    if file.exists():
-        content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            file.write_bytes(whole)
 
 
 def storage(file: Path) -> optuna.storages.BaseStorage:

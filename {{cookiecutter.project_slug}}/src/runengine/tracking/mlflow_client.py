@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -49,8 +50,9 @@ def mlflow_client(uri: str) -> MlflowClient:
     quiet_mlflow()
     import mlflow
 
-    with one_at_a_time(uri):
-        if (file := _database(uri)) and not file.exists():
+    file = _database(uri)
+    with _one_at_a_time(file):
+        if file and not file.exists():
             # a process killed while MLflow makes its tables would leave a file that MLflow never opens again
             new = file.with_name(f"{file.name}.new")
             new.unlink(missing_ok=True)
@@ -146,20 +148,40 @@ def status_of(error: Exception) -> int:
     return status
 
 
-def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
-    """A lock next to a database in a file: of many runs that start together, one makes it."""
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """Of the experiment with this name, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
     file = _database(uri)
-    if file is None:
-        return nullcontext()
+    # next to a database in a file, not where the first run happened to be started; a server knows its own place
+    artifacts = (file.absolute().parent / "mlruns" / name).as_uri() if file else None
+    with _one_at_a_time(file):
+        if experiment := client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
+        try:
+            return client.create_experiment(name, artifacts)
+        except MlflowException:  # two runs that start together
+            if experiment := client.get_experiment_by_name(name):
+                return str(experiment.experiment_id)
+            raise
+
+
+def run_mlflow(*arguments: str, **environment: str) -> int:
+    """The command `mlflow`, until it is stopped; returns its exit status."""
+    # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        command = [sys.executable, "-m", "mlflow", *arguments]
+        return subprocess.call(command, env={**os.environ, "PATH": path, **environment})
+    except KeyboardInterrupt:
+        return 0
+
+
+def _one_at_a_time(database: Path | None) -> AbstractContextManager[Any]:
+    """A lock next to a database in a file: of many runs that start together, one makes it."""
     from filelock import FileLock
 
-    return FileLock(f"{file}.lock")
-
-
-def artifacts_beside(uri: str, experiment: str) -> str | None:
-    """Next to a database in a file, not where the first run happened to be started; a server knows its own place."""
-    file = _database(uri)
-    return (file.absolute().parent / "mlruns" / experiment).as_uri() if file else None
+    return FileLock(f"{database}.lock") if database else nullcontext()
 
 
 def _database(uri: str) -> Path | None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.run import Run
-from ..settings.files import atomic_write
-from .mlflow_client import artifacts_beside, mlflow_client, one_at_a_time, status_of, without_password
-from .payload import LONGEST_TAG, Record, dataset_of, files_of, is_sweep, last_ms, read_record, registered_name
+from ..settings.files import atomic_write, read_json
+from .mlflow_client import experiment_id, is_absent, mlflow_client, without_password
+from .payload import LONGEST_TAG, Record, dataset_of, files_of, last_ms, read_record, registered_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 METRICS_A_REQUEST = 1000  # MLflow refuses more
 PARAMS_A_REQUEST = 100
 FILES_AT_ONCE = 8
-UNSENT = "unsent.json"
 LONGEST_PARAM = 6000  # letters; config.yaml has it in full
 
 log = logging.getLogger(__name__)
@@ -39,13 +38,13 @@ class MlflowSync:
     """Makes the MLflow run of a folder equal to the folder; each method may fail, and be called again.
 
     Args:
-        folder: of a run or a sweep.
+        run: or a sweep.
         uri: of the store.
         new: False if MLflow may know this folder already.
     """
 
-    def __init__(self, folder: Path, uri: str, *, new: bool = False) -> None:
-        self.folder = folder.absolute()
+    def __init__(self, run: Run, uri: str, *, new: bool = False) -> None:
+        self.run = Run(run.folder.absolute())
         self.uri = uri
         self.run_id = ""
         self.num_answers = 0  # how far it has come: for who waits
@@ -73,27 +72,27 @@ class MlflowSync:
         self.update(status)
         if status != "KILLED":  # that one is to be resumed: soon, and perhaps with little time to end
             self._send_files(self._client)
-            record = read_record(self.folder)
-            if record.register and (self.folder / "model/MLmodel").is_file() and status == "FINISHED":
+            record = read_record(self.run)
+            if record.register and (self.run.model / "MLmodel").is_file() and status == "FINISHED":
                 register(self._client, self.run_id, registered_name(record.experiment))
-        self._client.set_terminated(self.run_id, status, last_ms(self.folder))
+        self._client.set_terminated(self.run_id, status, last_ms(self.run))
         self._answered()
-        unsent(self.folder).unlink(missing_ok=True)
+        self.run.unsent.unlink(missing_ok=True)
 
     def _open(self, client: MlflowClient, status: str) -> None:
         """Find the MLflow run of this folder, or make it."""
         from mlflow.entities import Param, RunTag
 
-        record = read_record(self.folder)
+        record = read_record(self.run)
         run_id = self._stored_id(client) or (self._find(client, record) if self._maybe_made else None)
         made = run_id is None
         if run_id is None:
             self._maybe_made = True  # from here on, until an answer has come
-            experiment = self._experiment(client, record.experiment)
+            experiment = experiment_id(client, self.uri, record.experiment)
             tags = {**record.tags, "run_key": record.key}
             run_id = client.create_run(experiment, record.started_ms, tags, record.name).info.run_id
             self._known = set()
-        atomic_write(self.folder / "mlflow_run_id", run_id + "\n")
+        atomic_write(self.run.mlflow_run_id, run_id + "\n")
         known = {} if made else client.get_run(run_id).data.params
         params = [Param(key, value[:LONGEST_PARAM]) for key, value in record.params.items() if key not in known]
         tags_of_now = [RunTag(key, value) for key, value in record.tags.items()] if not made else []
@@ -111,20 +110,19 @@ class MlflowSync:
         """The id in the folder, if this store knows it."""
         from mlflow.exceptions import MlflowException
 
-        file = self.folder / "mlflow_run_id"
-        if not file.exists():
+        run_id = self.run.mlflow_id()
+        if run_id is None:
             return None
-        run_id = file.read_text(encoding="utf-8").strip()
         try:
             deleted = client.get_run(run_id).info.lifecycle_stage != "active"
         except MlflowException as error:
-            if status_of(error) != 404:
+            if not is_absent(error):
                 raise
             deleted = True
         if not deleted:
             return run_id
         log.warning("MLflow at %s does not know the run %s: a new one is made", without_password(self.uri), run_id)
-        for outdated in (file, self.folder / "mlflow_sent.json"):
+        for outdated in (self.run.mlflow_run_id, self.run.mlflow_sent):
             outdated.unlink(missing_ok=True)
         self._known = None
         return None
@@ -139,19 +137,6 @@ class MlflowSync:
         for _, run_id in ids[1:]:  # a server that was frozen worked off two requests at last
             client.delete_run(run_id)
         return str(ids[0][1]) if ids else None
-
-    def _experiment(self, client: MlflowClient, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        with one_at_a_time(self.uri):
-            if experiment := client.get_experiment_by_name(name):
-                return str(experiment.experiment_id)
-            try:
-                return client.create_experiment(name, artifacts_beside(self.uri, name))
-            except MlflowException:  # two runs that start together
-                if experiment := client.get_experiment_by_name(name):
-                    return str(experiment.experiment_id)
-                raise
 
     def _send_rows(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric
@@ -176,12 +161,11 @@ class MlflowSync:
 
     def _new_rows(self) -> list[dict[str, Any]]:
         """The rows that were added since the last time; a line without its end is still being written."""
-        file = self.folder / "metrics.jsonl"
-        if not file.exists():
+        if not self.run.metric_rows.exists():
             return []
-        with file.open("rb") as opened:
-            opened.seek(self._offset)
-            lines = [line for line in opened if line.endswith(b"\n")]
+        with self.run.metric_rows.open("rb") as rows:
+            rows.seek(self._offset)
+            lines = [line for line in rows if line.endswith(b"\n")]
         self._offset += sum(map(len, lines))
         return [json.loads(line) for line in lines]
 
@@ -196,9 +180,8 @@ class MlflowSync:
 
     def _send_files(self, client: MlflowClient) -> None:
         """Those that are new or have changed; several at a time, as each waits for an answer."""
-        record = self.folder / "mlflow_sent.json"
-        sent: dict[str, list[int]] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        states = {name: (self.folder / name).stat() for name in files_of(self.folder)}
+        sent: dict[str, list[int]] = read_json(self.run.mlflow_sent)
+        states = {name: (self.run.folder / name).stat() for name in files_of(self.run)}
         versions = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
         todo = [name for name, version in versions.items() if sent.get(name) != version]
         errors: list[Exception] = []
@@ -210,13 +193,13 @@ class MlflowSync:
                     name = todo.pop()
                     try:
                         folder = Path(name).parent.as_posix()
-                        client.log_artifact(self.run_id, str(self.folder / name), None if folder == "." else folder)
+                        client.log_artifact(self.run_id, str(self.run.folder / name), None if folder == "." else folder)
                     except Exception as error:
                         errors.append(error)
                         return
                     with noting:
                         sent[name] = versions[name]
-                        atomic_write(record, json.dumps(sent) + "\n")
+                        atomic_write(self.run.mlflow_sent, json.dumps(sent) + "\n")
                         self._answered()
 
         # no pool: Python waits at its end for those of a pool, also for one that a frozen server does not answer
@@ -234,7 +217,7 @@ class MlflowSync:
         """What makes MLflow's pages show the files in `model/` as a model."""
         from mlflow.models import Model
 
-        model = Model.load(str(self.folder / "model"))
+        model = Model.load(str(self.run.model))
         model.artifact_path, model.run_id = "model", self.run_id
         text = json.dumps([json.loads(model.to_json())])
         if len(text) <= LONGEST_TAG:
@@ -242,37 +225,6 @@ class MlflowSync:
 
     def _answered(self) -> None:
         self.num_answers += 1
-
-
-def unsent(folder: Path) -> Path:
-    """The file that is there while MLflow has not got everything: the status the run has, and what was in the way."""
-    return folder / UNSENT
-
-
-def note(folder: Path, status: str, why: str = "") -> None:
-    """Something of this folder is still to be sent."""
-    atomic_write(unsent(folder), json.dumps({"status": status, "why": why}) + "\n")
-
-
-def send_all(folder: Path, uri: str) -> None:
-    """Send what MLflow lacks of this folder, and wait for it.
-
-    Raises:
-        Exception: whatever MLflow raises; the folder still says that something is to be sent.
-    """
-    MlflowSync(folder, uri).finish(_status(folder))
-
-
-def _status(folder: Path) -> str:
-    """How the run, or the sweep, has ended: as it has noted itself, or by what it has left."""
-    if unsent(folder).exists():
-        noted: str = json.loads(unsent(folder).read_text(encoding="utf-8"))["status"]
-        if noted != "RUNNING":
-            return noted
-        return "FINISHED" if Run(folder).finished() else "KILLED"  # killed after the last thing it wrote
-    if (folder / "error.txt").exists():
-        return "FAILED"
-    return "FINISHED" if is_sweep(folder) or Run(folder).finished() else "KILLED"
 
 
 def register(client: MlflowClient, run_id: str, name: str) -> int:

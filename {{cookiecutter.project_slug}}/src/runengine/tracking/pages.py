@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-from pathlib import Path
+
+from .mlflow_client import run_mlflow
 
 PORT = 5000
 DATABASE = "sqlite:///mlflow.db"
@@ -24,15 +24,8 @@ def show(port: int) -> int:
         print("MLflow: your runs are on the server that MLFLOW_TRACKING_URI names")
         return 0
     print(f'MLflow: http://127.0.0.1:{port}   (choose "Model training" at the top left; Ctrl-C ends it)', flush=True)
-    # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = {**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
-               "--port", str(port)]  # fmt: skip
-    try:
-        return subprocess.call(command, env=env)
-    except KeyboardInterrupt:
-        return 0
+    arguments = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    return run_mlflow(*arguments, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
 
 def main() -> None:

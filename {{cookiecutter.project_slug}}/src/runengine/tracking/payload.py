@@ -24,8 +24,8 @@ RUN_FILES = (
     "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/**/*",
 )  # fmt: skip
 # these say what MLflow has, or what it gets as metrics
-NOT_SENT = {"metrics.json", "mlflow_sent.json", "run.json", "trial.json", "unsent.json"}
-SWEEP_FILES = ("sweep.yaml", "sweep.csv", "seeds.csv")
+NOT_SENT = {file.name for file in (Run.metrics, Run.mlflow_sent, Run.about, Run.trial, Run.unsent)}
+SWEEP_FILES = (Run.sweep.name, Run.sweep_table.name, Run.seeds_table.name)
 LONGEST_TAG = 5000  # letters
 
 
@@ -53,79 +53,63 @@ def registered_name(experiment: str) -> str:
     return f"{project.current().package}-{experiment}"
 
 
-def read_record(folder: Path) -> Record:
-    return _record_of_sweep(folder) if is_sweep(folder) else _record_of_run(folder)
+def read_record(run: Run) -> Record:
+    return _record_of_sweep(run) if run.is_sweep() else _record_of_run(run)
 
 
-def is_sweep(folder: Path) -> bool:
-    return (folder / "sweep.yaml").exists()
-
-
-def files_of(folder: Path) -> Iterator[str]:
+def files_of(run: Run) -> Iterator[str]:
     """The files that go into MLflow, as paths within the folder."""
-    for pattern in SWEEP_FILES if is_sweep(folder) else RUN_FILES:
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.glob(pattern) if file.is_file())
+    for pattern in SWEEP_FILES if run.is_sweep() else RUN_FILES:
+        names = sorted(file.relative_to(run.folder).as_posix() for file in run.folder.glob(pattern) if file.is_file())
         yield from (name for name in names if name not in NOT_SENT and not name.startswith("."))
 
 
-def add_row(folder: Path, step: int, metrics: dict[str, float], now_ms: int) -> None:
+def add_row(run: Run, step: int, metrics: dict[str, float], now_ms: int) -> None:
     """Append one row to `metrics.jsonl`, in one piece."""
     line = json.dumps({"time_ms": now_ms, "step": step, "metrics": metrics}) + "\n"
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    with run.metric_rows.open("a", encoding="utf-8") as file:
         file.write(line)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
+    if not run.metric_rows.exists():
         return []
-    with file.open("rb") as opened:
-        return [json.loads(line) for line in opened if line.endswith(b"\n")]
+    with run.metric_rows.open("rb") as rows:
+        return [json.loads(line) for line in rows if line.endswith(b"\n")]
 
 
-def cut_off_half_a_row(folder: Path) -> None:
-    """Where a process was killed while it wrote one."""
-    file = folder / "metrics.jsonl"
-    if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
-        with file.open("r+b") as opened:
-            opened.truncate(content.rfind(b"\n") + 1)
-
-
-def _record_of_run(folder: Path) -> Record:
-    cfg = load_config(Run(folder))
-    starts = _starts(folder)
-    now = starts[-1]
-    tags = {"run_dir": _shown(folder), **_tags(now)}
-    if is_sweep(folder.parent):
-        sweep = folder.parent / "mlflow_run_id"
-        if not sweep.is_file():
+def _record_of_run(run: Run) -> Record:
+    cfg, starts, sweep = load_config(run), run.read_starts(), Run(run.folder.parent)
+    tags = {"run_dir": _shown(run), **_tags(starts[-1])}
+    if sweep.is_sweep():
+        if (parent := sweep.mlflow_id()) is None:
             raise NotYet("the sweep that it belongs to is not there yet")
-        tags["mlflow.parentRunId"] = sweep.read_text(encoding="utf-8").strip()
+        tags["mlflow.parentRunId"] = parent
     return Record(
         uri=cfg.tracking.mlflow_uri,
         experiment=cfg.experiment_name,
-        name=now.get("dvc_experiment") or folder.name,
-        key=_key(folder),
+        name=starts[-1].get("dvc_experiment") or run.folder.name,
+        key=_key(run),
         started_ms=_ms(starts[0]["started_at"]),
         tags=tags | ({"tags": ",".join(map(str, cfg.tags))} if cfg.get("tags") else {}),
         params={key: str(value) for key, value in flatten(OmegaConf.create(deciding(cfg)))},
-        dataset=read_data(folder),
+        dataset=read_data(run),
         register=bool(cfg.get("register")),
     )
 
 
-def _record_of_sweep(folder: Path) -> Record:
-    stored: Any = OmegaConf.load(folder / "sweep.yaml")
+def _record_of_sweep(sweep: Run) -> Record:
+    stored: Any = OmegaConf.load(sweep.sweep)
     first = compose(stored.get("script", project.current().script), stored.first)
-    starts = _starts(folder)
+    starts = sweep.read_starts()
     return Record(
         uri=first.tracking.mlflow_uri,
         experiment=first.experiment_name,
-        name=folder.name,
-        key=_key(folder),
+        name=sweep.folder.name,
+        key=_key(sweep),
         started_ms=_ms(starts[0]["started_at"]),
-        tags={"run_dir": _shown(folder), **_tags(starts[-1])},
+        tags={"run_dir": _shown(sweep), **_tags(starts[-1])},
         params={str(key): str(value) for key, value in stored.params.items()},
     )
 
@@ -145,32 +129,27 @@ def _tags(start: dict[str, Any]) -> dict[str, str]:
     return {key: str(value)[:LONGEST_TAG] for key, value in tags.items() if value not in (None, "")}
 
 
-def _starts(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "starts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def _key(folder: Path) -> str:
+def _key(run: Run) -> str:
     """Of the first start of what is in this folder: no other start has its time, host and process."""
-    with (folder / "starts.jsonl").open("rb") as starts:
+    with run.starts.open("rb") as starts:
         return hashlib.sha256(starts.readline()).hexdigest()[:32]
 
 
-def _shown(folder: Path) -> str:
+def _shown(run: Run) -> str:
     """As it is typed: from the project's folder on, where it is there."""
     with suppress(ValueError):
-        return folder.relative_to(Path.cwd()).as_posix()
-    return folder.as_posix()
+        return run.folder.relative_to(Path.cwd()).as_posix()
+    return run.folder.as_posix()
 
 
 def _ms(time: str) -> int:
     return int(datetime.fromisoformat(time).timestamp() * 1000)
 
 
-def last_ms(folder: Path) -> int:
+def last_ms(run: Run) -> int:
     """When the run ended, also if it is sent days later."""
-    rows = read_rows(folder)
-    return int(rows[-1]["time_ms"]) if rows else _ms(_starts(folder)[-1]["started_at"])
+    rows = read_rows(run)
+    return int(rows[-1]["time_ms"]) if rows else _ms(run.read_starts()[-1]["started_at"])
 
 
 def dataset_of(data: dict[str, Any]) -> Any:

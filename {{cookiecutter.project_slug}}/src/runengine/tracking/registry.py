@@ -8,19 +8,18 @@ python -m runengine serve runs/digits/…      # that run's, without asking MLfl
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from ..runs.run import Run, find, load_config
 from ..settings import project
 from ..settings.config import compose
 from ..settings.errors import UserError
-from . import mlflow_client, mlflow_sync
+from . import mlflow_client
+from .mlflow_sync import register
 from .payload import registered_name
+from .sync import send_all
 
 ALIAS = "champion"
 PORT = 5001
@@ -48,10 +47,9 @@ def promote(run: Run) -> int:
     _refuse_without_model(run)
     name = registered_name(cfg.experiment_name)
     try:
-        mlflow_sync.send_all(run.folder, uri)
+        send_all(run, uri)
         client = mlflow_client.mlflow_client(uri)
-        run_id = run.mlflow_run_id.read_text(encoding="utf-8").strip()
-        version = mlflow_sync.register(client, run_id, name)
+        version = register(client, str(run.mlflow_id()), name)
         client.set_registered_model_alias(name, ALIAS, str(version))
     except Exception as error:
         raise UserError(mlflow_client.trouble(uri, error)) from error
@@ -64,12 +62,11 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
     Raises:
         UserError: there is no champion, or the run has no model.
     """
-    # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
-    env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+    env = {}
     if run is None:
-        env["MLFLOW_TRACKING_URI"] = address_of_store()
+        env["MLFLOW_TRACKING_URI"] = uri = address_of_store()
         model = champion(experiment)
-        served = f"{model}, {_promoted(env['MLFLOW_TRACKING_URI'], registered_name(experiment))}"
+        served = f"{model}, {_promoted(uri, registered_name(experiment))}"
     else:
         _refuse_without_model(run)
         model = served = str(run.model)
@@ -78,12 +75,8 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
     example = "-H 'Content-Type: application/json' -d @runs/.../model/serving_input_example.json"
     print(f"ask it:  curl {address}/invocations {example}")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local",
-               "--host", host, "--port", str(port)]  # fmt: skip
-    try:
-        return subprocess.call(command, env=env)
-    except KeyboardInterrupt:
-        return 0
+    arguments = ["models", "serve", "--model-uri", model, "--env-manager", "local", "--host", host, "--port", str(port)]
+    return mlflow_client.run_mlflow(*arguments, **env)
 
 
 def load_model(name: str) -> Any:

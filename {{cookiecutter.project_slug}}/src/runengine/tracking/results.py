@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from ..runs.run import Run, load_config
 from ..settings.files import atomic_write
-from . import mlflow_client, mlflow_sync, payload
+from . import mlflow_client, payload
+from .sync import note, send_all
 
 
 def save_test_metrics(run: Run, metrics: Mapping[str, float]) -> None:
@@ -23,17 +24,17 @@ def save_test_metrics(run: Run, metrics: Mapping[str, float]) -> None:
 
     atomic_write(run.test_metrics, json.dumps(dict(metrics), indent=2) + "\n")
     step = int(read_checkpoint(run.best)["global_step"])
-    rows = payload.read_rows(run.folder)
+    rows = payload.read_rows(run)
     known = {(name, row["step"], value) for row in rows for name, value in row["metrics"].items()}
     new = {name: value for name, value in metrics.items() if (name, step, value) not in known}
     if new:
-        payload.add_row(run.folder, step, new, int(time.time() * 1000))
+        payload.add_row(run, step, new, int(time.time() * 1000))
     uri = load_config(run).tracking.mlflow_uri
     if not (uri and run.finished()):
         return
-    mlflow_sync.note(run.folder, "FINISHED")
+    note(run, "FINISHED")
     try:
-        mlflow_sync.send_all(run.folder, uri)
+        send_all(run, uri)
     except Exception as error:
         why = mlflow_client.why(error)
         print(f"warning: MLflow did not get this ({why}). Send it later: make sync", file=sys.stderr)

@@ -9,35 +9,66 @@ What MLflow has is not sent again. Runs that are on are left out: they send by t
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..runs.lock import owner
-from ..runs.run import RUNS, Run
+from ..runs.run import RUNS, Run, having
 from ..settings.errors import UserError
-from . import mlflow_client, mlflow_sync, payload
+from ..settings.files import atomic_write, read_json
+from . import mlflow_client, payload
+from .mlflow_sync import MlflowSync
 
 
-def sync(folders: Sequence[Path]) -> int:
+def note(run: Run, status: str, why: str = "") -> None:
+    """Something of this run, or sweep, is still to be sent."""
+    atomic_write(run.unsent, json.dumps({"status": status, "why": why}) + "\n")
+
+
+def send_all(run: Run, uri: str) -> None:
+    """Send what MLflow lacks of this run, or sweep, and wait for it.
+
+    Raises:
+        Exception: whatever MLflow raises; the folder still says that something is to be sent.
+    """
+    MlflowSync(run, uri).finish(_status(run))
+
+
+def _status(run: Run) -> str:
+    """How it has ended: as it has noted itself, or by what it has left."""
+    if run.unsent.exists():
+        noted: str = read_json(run.unsent)["status"]
+        if noted != "RUNNING":
+            return noted
+        return "FINISHED" if run.finished() else "KILLED"  # killed after the last thing it wrote
+    if run.error.exists():
+        return "FAILED"
+    return "FINISHED" if run.is_sweep() or run.finished() else "KILLED"
+
+
+def sync(runs: Sequence[Run]) -> int:
     """Send these runs and sweeps, a sweep before its runs; returns how many could not be sent."""
     failed = 0
-    for folder in sorted(folders, key=lambda folder: not payload.is_sweep(folder)):
-        if owner(Run(folder)) is not None:
-            print(f"{folder}: is on, sends by itself")
+    for run in sorted(runs, key=lambda run: not run.is_sweep()):
+        if owner(run) is not None:
+            print(f"{run.folder}: is on, sends by itself")
             continue
-        uri = payload.read_record(folder).uri
+        uri = payload.read_record(run).uri
         if uri is None:
-            raise UserError(f"{folder} was trained with tracking=off. To record it: tracking=mlflow run_dir={folder}")
+            raise UserError(
+                f"{run.folder} was trained with tracking=off. To record it: tracking=mlflow run_dir={run.folder}"
+            )
         try:
-            mlflow_sync.send_all(folder, uri)
+            send_all(run, uri)
         except Exception as error:
             failed += 1
-            print(f"error: {folder}: {mlflow_client.trouble(uri, error)}", file=sys.stderr)
+            print(f"error: {run.folder}: {mlflow_client.trouble(uri, error)}", file=sys.stderr)
             if mlflow_client.is_unreachable(error):  # the others would wait as long
                 return failed
         else:
-            print(f"{folder}: sent")
+            print(f"{run.folder}: sent")
     return failed
 
 
@@ -46,12 +77,12 @@ def main() -> None:
         prog="python -m runengine sync", description="Send to MLflow what it has not got yet."
     )
     parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; without them all that need it")
-    folders = parser.parse_args().folders
-    for folder in folders:
-        if not (folder / "starts.jsonl").is_file():
-            raise UserError(f"{folder} is not the folder of a run or sweep. Look into {RUNS}/.")
-    folders = folders or [mlflow_sync.unsent(file.parent).parent for file in RUNS.rglob(mlflow_sync.UNSENT)]
-    if not folders:
+    runs = [Run(folder) for folder in parser.parse_args().folders]
+    for run in runs:
+        if not run.starts.is_file():
+            raise UserError(f"{run.folder} is not the folder of a run or sweep. Look into {RUNS}/.")
+    runs = runs or having(Run.unsent)
+    if not runs:
         print("MLflow has everything")
-    elif failed := sync(folders):
-        sys.exit(f"error: {failed} of {len(folders)} could not be sent. Run make sync again later.")
+    elif failed := sync(runs):
+        sys.exit(f"error: {failed} of {len(runs)} could not be sent. Run make sync again later.")

@@ -136,6 +136,9 @@ class History(Callback):
     def track_best(self) -> None:
         """What the best checkpoint reaches: MLflow's table shows the last row of each metric."""
         if best := self.best():
+            stage = (self.metric or "").partition("/")[0]
+            names = [name for name in best if name.partition("/")[0] == stage and name not in ("epoch", "step")]
+            log.info("best epoch %d: %s", best["epoch"] + 1, ", ".join(f"{name} {best[name]:.4f}" for name in names))
             named = {f"best/{name.replace('/', '_')}": value for name, value in best.items() if name != "step"}
             self._track({"step": best["step"], **named})
 

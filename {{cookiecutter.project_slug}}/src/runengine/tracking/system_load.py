@@ -1,0 +1,71 @@
+"""The load of the machine while a run is trained: CPU, memory, disk, network, GPUs, under the names MLflow shows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..settings.console import first_line
+from . import mlflow_client
+from .sender import FIRST_AFTER_S
+
+log = logging.getLogger(__name__)
+
+
+class SystemLoad:
+    """A thread that measures it.
+
+    Args:
+        every_s: seconds between two rows.
+        num_samples: how many rows there are already; a row's step is its number.
+        add: what takes a row.
+    """
+
+    def __init__(self, every_s: float, num_samples: int, add: Callable[[int, Mapping[str, float]], None]) -> None:
+        self.every_s = every_s
+        self.num_samples = num_samples
+        self.add = add
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="system", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.thread.join(2)
+
+    def _work(self) -> None:
+        if self.stopping.wait(min(FIRST_AFTER_S, self.every_s)):
+            return
+        try:
+            monitors = _monitors()
+            for monitor in monitors:
+                monitor.collect_metrics()  # the first load of the CPU is always 0
+                monitor.clear_metrics()
+            while not self.stopping.wait(self.every_s):
+                metrics: dict[str, float] = {}
+                for monitor in monitors:
+                    monitor.collect_metrics()
+                    metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+                    monitor.clear_metrics()
+                self.add(self.num_samples, metrics)
+                self.num_samples += 1
+        except Exception as error:
+            log.warning("the machine's load is not recorded: %s", first_line(error))
+
+
+def _monitors() -> list[Any]:
+    """MLflow's own, without what sends their values."""
+    mlflow_client.quiet_mlflow()
+    from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
+
+    kinds: list[Callable[[], Any]] = [
+        cpu_monitor.CPUMonitor, disk_monitor.DiskMonitor, network_monitor.NetworkMonitor, gpu_monitor.GPUMonitor,
+    ]  # fmt: skip
+    monitors = []
+    for kind in kinds:
+        with suppress(Exception):  # no NVIDIA driver, no network, ...
+            monitors.append(kind())
+    return monitors
