@@ -36,7 +36,7 @@ class Work:
 
     name: str
     num_train: int
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
     model: str
     epochs: int
     more: tuple[str, ...] = ()  # settings
@@ -90,7 +90,7 @@ class Loops:
             f"trainer={'cpu' if device == 'cpu' else 'gpu'}",
             f"trainer.max_epochs={work.epochs}",
             f"data.folder={folder / 'data'}",
-            f"data.image_shape=[{','.join(map(str, work.image_shape))}]",
+            f"data.input_shape=[{','.join(map(str, work.input_shape))}]",
             f"data.batch_size={BATCH_SIZE}",
             f"model._target_={work.model or f'{package}.model.CNN'}",
             *work.more,
@@ -109,7 +109,7 @@ class Loops:
 
         chance = np.random.default_rng(0)
         num_images = self.work.num_train + 2 * (self.work.num_train // 4)
-        images = chance.integers(0, 256, (num_images, *self.work.image_shape), dtype=np.uint8)
+        images = chance.integers(0, 256, (num_images, *self.work.input_shape), dtype=np.uint8)
         return self.module("datasets").RawDataset(images, np.arange(num_images) % 10)
 
     def model(self) -> Any:
@@ -218,7 +218,7 @@ class Loops:
         return timer.epoch_s()
 
 
-def resnet(image_shape: Any, num_classes: int, **_: Any) -> Any:
+def resnet(input_shape: Any, num_classes: int, **_: Any) -> Any:
     """As ResNet-18 (He et al. 2015, arXiv:1512.03385, table 1), a quarter as deep: one block of each width."""
     from torch import nn
 
@@ -236,7 +236,7 @@ def resnet(image_shape: Any, num_classes: int, **_: Any) -> Any:
 
     blocks = [Block(64, 64, 1), Block(64, 128, 2), Block(128, 256, 2), Block(256, 512, 2)]
     return nn.Sequential(
-        nn.Conv2d(image_shape[0], 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), *blocks,
+        nn.Conv2d(input_shape[0], 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), *blocks,
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes),
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_the_pages_hold_the_figures_of_the_run(run_training: Train) -> None:
     for file, checksum in split["sha256"].items():
         assert f"| SHA-256 of `{file}` | `{checksum}` |" in sheet
     assert f"| `classes` | {', '.join(split['classes'])} |" in sheet
-    assert f"| `image_shape` | {', '.join(map(str, split['image_shape']))} |" in sheet
+    assert f"| `input_shape` | {', '.join(map(str, split['input_shape']))} |" in sheet
     assert "| source | `dataset=" in sheet
 
     Path("data/processed/split.json").write_text(json.dumps(split | {"split_seed": 7}))

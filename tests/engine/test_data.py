@@ -64,7 +64,7 @@ def test_the_digits_are_split_as_ever(tmp_path: Path) -> None:
 
 def test_batches_have_the_configured_shape(data: ImageData) -> None:
     images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (32, *data.image_shape)
+    assert images.shape == (32, *data.input_shape)
     assert labels.shape == (32,)
     assert images.dtype == torch.float32
     assert images.isfinite().all()
@@ -149,12 +149,12 @@ def test_a_damaged_record_is_found(data: ImageData) -> None:
 
 
 def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: ImageData) -> None:
-    shape, data.image_shape = list(data.image_shape), (9, 9, 9)
+    shape, data.input_shape = list(data.input_shape), (9, 9, 9)
     with pytest.raises(UserError) as error:
         data.split("val")
     assert str(error.value) == (
-        f"data.image_shape is [9, 9, 9] and data.num_classes {data.num_classes}, but the images in data/processed are "
-        f"{shape}, of {data.num_classes} classes. Type 'data.image_shape=[{','.join(map(str, shape))}]' "
+        f"data.input_shape is [9, 9, 9] and data.num_classes {data.num_classes}, but the examples in "
+        f"data/processed are {shape}, of {data.num_classes} classes. Type 'data.input_shape=[{','.join(map(str, shape))}]' "
         f"data.num_classes={data.num_classes}, or write it into conf/data/."
     )
 

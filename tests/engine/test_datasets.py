@@ -73,11 +73,11 @@ def test_a_folder_of_images_becomes_bytes_with_the_names_of_the_classes() -> Non
     record = prepare_pets()
     assert record["rows"] == {"train": 4, "val": 2, "test": 2}
     assert record["classes"] == ["cat", "dog"]
-    assert record["image_shape"] == [3, 4, 6]
+    assert record["input_shape"] == [3, 4, 6]
     pixels, labels = stored("data/pets", "train", "images"), stored("data/pets", "train", "labels")
     assert pixels.dtype == np.uint8
     assert [ord(record["classes"][label][0]) for label in labels] == pixels[:, 0, 0, 0].tolist()
-    assert prepare_pets(grey=True)["image_shape"] == [1, 4, 6]
+    assert prepare_pets(grey=True)["input_shape"] == [1, 4, 6]
 
 
 def test_splits_that_the_images_have_are_kept() -> None:
@@ -144,9 +144,8 @@ def test_a_table_is_standardised_with_its_training_rows() -> None:
     record = prepare_flowers(FLOWERS)
     assert record["classes"] == ["lily", "rose"]
     assert record["features"] == ["width", "length"]
-    assert record["image_shape"] == [1, 1, 2]
+    assert record["input_shape"] == [2]
     values, rows, labels = (stored("data/flowers", "train", kind) for kind in ("images", "rows", "labels"))
-    values = values[:, 0, 0]
     assert values.dtype == np.float32
     np.testing.assert_allclose(values[:, 0], (rows / 2 - (rows / 2).mean()) / (rows / 2).std(), rtol=1e-6)
     np.testing.assert_array_equal(values[:, 1], 0)  # a column that never changes
@@ -159,13 +158,13 @@ def test_a_column_that_never_changes_is_0_also_where_its_mean_is_rounded() -> No
     record = prepare_flowers(FLOWERS.replace(",7,", ",0.1,"))
     assert record["std"][1] == 1
     for split in ("train", "val", "test"):
-        np.testing.assert_allclose(stored("data/flowers", split, "images")[:, 0, 0, 1], 0, atol=1e-12)
+        np.testing.assert_allclose(stored("data/flowers", split, "images")[:, 1], 0, atol=1e-12)
 
 
 def test_new_rows_are_standardised_as_those_of_the_training_whatever_their_order() -> None:
     record = prepare_flowers(FLOWERS)
     Path("new.csv").write_text(f"length;note;width\n8;x;{record['mean'][0]}\n")
-    np.testing.assert_array_equal(tables.read_table(Path("new.csv"), record), [[[[0, 1]]]])
+    np.testing.assert_array_equal(tables.read_table(Path("new.csv"), record), [[0, 1]])
     Path("new.csv").write_text("note\nx\n")
     sentence = "new.csv lacks what the model was trained on: width, length."
     assert sentence_of(lambda: tables.read_table(Path("new.csv"), record)) == sentence
@@ -500,7 +499,7 @@ def test_the_test_images_of_the_authors_stay_the_test_split(server: Server) -> N
     assert record["rows"] == {"train": 60, "val": 20, "test": 20}
     assert record["classes"][9] == "Ankle boot"
     data = compose("train", ["data=fashion_mnist"]).data
-    assert (data.image_shape, data.num_classes) == (record["image_shape"], len(record["classes"]))
+    assert (data.input_shape, data.num_classes) == (record["input_shape"], len(record["classes"]))
     for kind, name in (("images", "images-idx3"), ("labels", "labels-idx1")):
         found, wanted = stored("data/fashion_mnist", "test", kind), arrays[f"t10k-{name}-ubyte.gz"]
         np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)

@@ -204,8 +204,8 @@ def test_every_check_of_the_doctor_has_what_fixes_it() -> None:
 
 def test_the_reference_names_shapes_and_units() -> None:
     page = reference.modules()
-    assert "{py:class} CNN(image_shape: Sequence[int], num_classes: int, channels: int, dropout: float)" in page
-    assert "- `image_shape`: C, H, W; H and W at least 4." in page
+    assert "{py:class} CNN(input_shape: Sequence[int], num_classes: int, channels: int, dropout: float)" in page
+    assert "- `input_shape`: C, H, W; H and W at least 4." in page
     assert "{py:method} forward(images_BCHW: Tensor) -> Tensor" in page
 
 

@@ -7,5 +7,5 @@ from ml_project.model import CNN
 
 
 def test_too_small_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least 4 x 4 pixels, got 2 x 8. Try model=mlp."):
+    with pytest.raises(ValueError, match=r"at least 4 x 4 pixels, got \[1, 2, 8\]. Try model=mlp."):
         CNN([1, 2, 8], num_classes=10, channels=4, dropout=0.0)

@@ -310,7 +310,7 @@ def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Tra
         Path("data/table"), partial(tables.from_csv, "table.csv", "label", []),
         split_seed=0, val_fraction=0.2, test_fraction=0.2,
     )  # fmt: skip
-    shape = f"data.image_shape=[{','.join(map(str, made['image_shape']))}]"
+    shape = f"data.input_shape=[{','.join(map(str, made['input_shape']))}]"
     fit = (
         "data=table",
         "model=mlp",

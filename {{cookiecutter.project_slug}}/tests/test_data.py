@@ -26,7 +26,7 @@ def test_the_same_seed_makes_the_same_split(processed: Path, tmp_path: Path) -> 
 
 def test_batches_have_the_configured_shape(data: ImageData) -> None:
     images, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert images.shape == (data.batch_size, *data.image_shape)
+    assert images.shape == (data.batch_size, *data.input_shape)
     assert images.dtype == torch.float32
     assert images.isfinite().all()
     assert labels.shape == (data.batch_size,)

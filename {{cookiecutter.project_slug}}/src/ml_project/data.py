@@ -1,6 +1,6 @@
 """The data as batches of tensors.
 
-Legend: N images of a split, B of a batch, C channels, H W pixels.
+Legend: N images of a split, B of a batch, C channels, H W pixels. Of a table, each row stands where an image does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ImageData(pl.LightningDataModule):
     """Reads what `prepare` wrote."""
 
     folder: Path  # holds the arrays of the three splits and split.json
-    image_shape: Sequence[int]  # channels, height, width that the model expects
+    input_shape: Sequence[int]  # of an example, as the model expects it: channels, height, width; or the columns
     num_classes: int  # labels are 0 .. num_classes - 1
     batch_size: int  # images a step, over all devices together; each takes its share
     num_workers: int | None  # that load batches; None: 0 for data in memory, else one for each core that is left
@@ -63,7 +63,7 @@ class ImageData(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.folder, self.image_shape = Path(self.folder), tuple(self.image_shape)
+        self.folder, self.input_shape = Path(self.folder), tuple(self.input_shape)
         self.splits: dict[str, ImageSplit] = {}
 
     def setup(self, stage: str) -> None:
@@ -130,10 +130,10 @@ class ImageData(pl.LightningDataModule):
             if runengine.sha256(file) != checksum:
                 raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in split.json. {again}")
         shape = tuple(images.rows.shape[1:])
-        if (shape, num_classes) != (self.image_shape, self.num_classes):
+        if (shape, num_classes) != (self.input_shape, self.num_classes):
             raise UserError(
-                f"data.image_shape is {list(self.image_shape)} and data.num_classes {self.num_classes}, but the images "
-                f"in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
+                f"data.input_shape is {list(self.input_shape)} and data.num_classes {self.num_classes}, but the "
+                f"examples in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
                 f"Type {settings_for(shape, num_classes)}, or write it into conf/data/."
             )
         return ImageSplit(images, labels)

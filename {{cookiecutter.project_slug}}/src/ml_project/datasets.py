@@ -30,11 +30,11 @@ class RawDataset:
     """Raw data, one row an example.
 
     Args:
-        images: N C H W; uint8, or float32 in 0..1. They may be a `np.memmap`, larger than memory.
+        images: N C H W; uint8, or float32 in 0..1. They may be a `np.memmap`, larger than memory. Of a table: N F.
         labels: N; words or numbers.
         classes: their names, where the labels are 0, 1, ...; without them each different label is a class, sorted.
         predefined_splits: the rows of the splits that the authors made, such as `{"test": rows}`; the others are drawn.
-        features: the names of a table's columns, one image of 1 x 1 x (columns) a row; they are standardised.
+        features: the names of a table's columns, which are standardised.
     """
 
     images: np.ndarray

@@ -47,8 +47,7 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     run.save_table("test_predictions.csv", pd.DataFrame(answers))
     run.save_table("per_class.csv", per_class(labels_N.numpy(), predicted_N.numpy(), classes))
     run.save_figure("confusion_matrix.png", confusion_matrix(labels_N.numpy(), predicted_N.numpy(), classes))
-    channels, height, _ = cfg.data.image_shape
-    if channels in (1, 3) and height > 1:  # a row of a table is no picture
+    if len(cfg.data.input_shape) == 3 and cfg.data.input_shape[0] in (1, 3):  # can be shown
         wrong = torch.nonzero(labels_N != predicted_N).flatten()
         worst = wrong[probability_N[wrong].argsort(descending=True)][:WORST].tolist()
         images_NCHW = as_float(data.split("test").__getitems__(worst)[0])

@@ -5,6 +5,7 @@ Legend: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ class CNN(nn.Module):
     """Three convolutions for small images; the pooled 2 x 2 map keeps roughly where a stroke is.
 
     Args:
-        image_shape: C, H, W; H and W at least 4.
+        input_shape: C, H, W; H and W at least 4.
         num_classes: K.
         channels: of the first convolution; the others have twice as many.
         dropout: share of the last features that is dropped in training.
@@ -23,12 +24,12 @@ class CNN(nn.Module):
         ValueError: the images are too small, or a setting is out of its range.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: int, channels: int, dropout: float) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, channels: int, dropout: float) -> None:
         super().__init__()
         _check(dropout, channels=channels)
-        in_channels, height, width = image_shape
-        if min(height, width) < 4:
-            raise ValueError(f"CNN needs images of at least 4 x 4 pixels, got {height} x {width}. Try model=mlp.")
+        if len(input_shape) != 3 or min(input_shape[1:]) < 4:
+            raise ValueError(f"CNN needs images of at least 4 x 4 pixels, got {list(input_shape)}. Try model=mlp.")
+        in_channels = input_shape[0]
         self.features = nn.Sequential(
             *_convolution(in_channels, channels),
             *_convolution(channels, 2 * channels),
@@ -52,7 +53,7 @@ class MLP(nn.Module):
     """Two hidden layers that know nothing of neighbouring pixels: the baseline a CNN must beat.
 
     Args:
-        image_shape: C, H, W.
+        input_shape: C, H, W; or F, the columns of a table.
         num_classes: K.
         hidden: width of each hidden layer.
         dropout: share of each hidden layer that is dropped in training.
@@ -61,13 +62,12 @@ class MLP(nn.Module):
         ValueError: a setting is out of its range.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: int, dropout: float) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
         _check(dropout, hidden=hidden)
-        in_channels, height, width = image_shape
         self.layers = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(in_channels * height * width, hidden),
+            nn.Linear(math.prod(input_shape), hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden, hidden),

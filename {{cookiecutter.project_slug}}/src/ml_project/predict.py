@@ -36,7 +36,7 @@ class Model(NamedTuple):
     """A trained model, wherever it was loaded from."""
 
     probabilities: Callable[[np.ndarray], np.ndarray]  # images_NCHW float32 -> probabilities_NK float32
-    image_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
     data: Mapping[str, Any]  # what the run's data.json says
 
 
@@ -44,8 +44,8 @@ def load(name: str | None) -> Model:
     """The model of a run's folder, of a checkpoint in it, or of MLflow (`models:/...`, `runs:/...`)."""
     if name and name.startswith(("models:/", "runs:/")):
         served = runengine.load_model(name)
-        _, *image_shape = served.metadata.signature.inputs.inputs[0].shape
-        return Model(served.predict, tuple(image_shape), served.metadata.metadata or {})
+        _, *input_shape = served.metadata.signature.inputs.inputs[0].shape
+        return Model(served.predict, tuple(input_shape), served.metadata.metadata or {})
     checkpoint = Path(name) if name and name.endswith(".ckpt") else None
     if checkpoint and not checkpoint.is_file():
         raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
@@ -61,14 +61,14 @@ def load(name: str | None) -> Model:
             answers: np.ndarray = task(torch.from_numpy(images_NCHW)).softmax(dim=1).numpy()
         return answers
 
-    return Model(probabilities, tuple(cfg.data.image_shape), runengine.read_data(run))
+    return Model(probabilities, tuple(cfg.data.input_shape), runengine.read_data(run))
 
 
 def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
     """A row for each image in these files and folders: where it is, its most probable class and that probability."""
     classes, rows = model.data.get("classes"), []
     for file in _expand(files):
-        images_NCHW = read_images(file, model.image_shape, model.data)
+        images_NCHW = read_images(file, model.input_shape, model.data)
         for start in range(0, len(images_NCHW), AT_ONCE):
             probabilities_NK = model.probabilities(images_NCHW[start : start + AT_ONCE])
             for index, probabilities_K in enumerate(probabilities_NK, start):
@@ -78,19 +78,21 @@ def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "index", "label", "class", "probability"])
 
 
-def read_images(file: Path, image_shape: tuple[int, ...], data: Mapping[str, Any]) -> np.ndarray:
+def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any]) -> np.ndarray:
     """Images of a file as float32, N C H W; `data` is what the run's `data.json` says."""
     if not file.is_file():
         raise UserError(f"{file} does not exist. Give image files, folders of them, .csv, .npy or .npz.")
     if file.suffix == ".csv":
         return read_table(file, data)
+    if len(input_shape) != 3 and file.suffix not in ARRAYS:
+        raise UserError(f"{file} is no table, but the model was trained on one. Give .csv files, .npy or .npz.")
     try:
-        images = np.load(file, allow_pickle=False) if file.suffix in ARRAYS else read_image(file, image_shape)[None]
+        images = np.load(file, allow_pickle=False) if file.suffix in ARRAYS else read_image(file, input_shape)[None]
         images = images["images"] if file.suffix == ".npz" else images
     except (ValueError, KeyError, EOFError):
         raise UserError(f"{file} is neither an image nor an array `images`. Give image files, .npy or .npz.") from None
-    if images.ndim != 4 or images.shape[1:] != image_shape:
-        raise UserError(f"{file} must hold images of the shape N, {str(image_shape)[1:-1]}, got {images.shape}.")
+    if images.shape[1:] != input_shape:
+        raise UserError(f"{file} must hold images of the shape N, {str(input_shape)[1:-1]}, got {images.shape}.")
     scale = 255 if images.dtype == np.uint8 else 1
     return np.ascontiguousarray(images, dtype=np.float32) / np.float32(scale)
 

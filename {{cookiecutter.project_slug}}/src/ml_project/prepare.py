@@ -3,10 +3,10 @@
     python -m ml_project.prepare                            # or `make data`, which skips it when nothing changed
     python -m ml_project.prepare dataset=fashion_mnist       # other data, next to these: conf/dataset/
 
-Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32), `<split>_labels.npy` (int64, N) and
-`<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts, the names of the
-classes in the order of their labels, the shape of the images, what a table was standardised with, and the SHA-256 of
-each file.
+Each split is three files: `<split>_images.npy` (N C H W; uint8, or float32; of a table N F), `<split>_labels.npy`
+(int64, N) and `<split>_rows.npy` (int64, N: the place in the raw data). `split.json` records the seed, the counts,
+the names of the classes in the order of their labels, the shape of an example, what a table was standardised with, and
+the SHA-256 of each file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def prepare(
             "split_seed": split_seed,
             "rows": {name: len(chosen) for name, chosen in splits.items()},
             "classes": classes,
-            "image_shape": list(images.shape[1:]),
+            "input_shape": list(images.shape[1:]),
             **standardised,
             "sha256": {file.name: runengine.sha256(file) for file in sorted(new.iterdir())},
         }
@@ -83,14 +83,14 @@ def command_for(folder: Path) -> str:
     return "make data"
 
 
-def settings_for(image_shape: Sequence[int], num_classes: int) -> str:
+def settings_for(input_shape: Sequence[int], num_classes: int) -> str:
     """What has to be typed to train on such images; quoted, because zsh takes brackets for a pattern."""
-    return f"'data.image_shape=[{','.join(map(str, image_shape))}]' data.num_classes={num_classes}"
+    return f"'data.input_shape=[{','.join(map(str, input_shape))}]' data.num_classes={num_classes}"
 
 
 def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
     """The labels as 0, 1, ... (int64, N), and the names of the classes."""
-    if raw.images.ndim != 4 or len(raw.images) != len(raw.labels) or not len(raw.labels):
+    if raw.images.ndim != (2 if raw.features else 4) or len(raw.images) != len(raw.labels) or not len(raw.labels):
         raise UserError(
             f"a dataset must give images of the shape N C H W and N labels, got {raw.images.shape} and "
             f"{len(raw.labels)}. Grey images without a channel get one by images[:, None]."
@@ -147,10 +147,9 @@ def _images(raw: RawDataset, train: np.ndarray) -> tuple[np.ndarray, dict[str, A
         raise UserError("the images hold values that are no numbers (NaN or infinite). Fix them in the raw data.")
     if not raw.features:
         return raw.images.astype(np.float32), {}
-    values_NF = raw.images.reshape(len(raw.images), -1)
-    scaler = StandardScaler().fit(values_NF[train])
+    scaler = StandardScaler().fit(raw.images[train])
     record = {"features": list(raw.features), "mean": scaler.mean_.tolist(), "std": scaler.scale_.tolist()}
-    return scaler.transform(values_NF).reshape(raw.images.shape).astype(np.float32), record
+    return scaler.transform(raw.images).astype(np.float32), record
 
 
 def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
@@ -166,10 +165,10 @@ def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
     choice = [f"data={dataset}"] if dataset in runengine.choices("data") else []
     cfg = runengine.compose("train", choice)
     choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
-    shape, num_classes = record["image_shape"], len(record["classes"])
+    shape, num_classes = record["input_shape"], len(record["classes"])
     if cfg.data.folder != folder:
         choice.append(f"data.folder={folder}")
-    if (cfg.data.image_shape, cfg.data.num_classes) != (shape, num_classes):
+    if (cfg.data.input_shape, cfg.data.num_classes) != (shape, num_classes):
         choice.append(settings_for(shape, num_classes))
     if "features" in record and not cfg.model._target_.endswith(".MLP"):
         choice.append("model=mlp")  # a row has no neighbouring pixels

@@ -50,11 +50,11 @@ def from_csv(file: str, label: str, ignore: Sequence[str]) -> RawDataset:
     values_NF = _numbers(file, table[features])
     labels = table[label].map(str.strip).tolist()
     numbers = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", text) for text in labels)  # as numbers, 10 comes after 9
-    return RawDataset(values_NF[:, None, None], np.array(labels, dtype=np.int64 if numbers else str), features=features)
+    return RawDataset(values_NF, np.array(labels, dtype=np.int64 if numbers else str), features=features)
 
 
 def read_table(file: Path, data: Mapping[str, Any]) -> np.ndarray:
-    """New rows for a model that was trained on a table: float32, N 1 1 F, standardised as there.
+    """New rows for a model that was trained on a table: float32, N F, standardised as there.
 
     Args:
         file: a CSV file; the columns may stand in another order, and among others.
@@ -67,7 +67,7 @@ def read_table(file: Path, data: Mapping[str, Any]) -> np.ndarray:
         raise UserError(f"{file} lacks what the model was trained on: {listed(absent)}.")
     values_NF = _numbers(file, table[data["features"]])
     standardised_NF: np.ndarray = (values_NF - np.array(data["mean"])) / np.array(data["std"])
-    return standardised_NF.astype(np.float32)[:, None, None]
+    return standardised_NF.astype(np.float32)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

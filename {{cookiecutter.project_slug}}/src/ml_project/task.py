@@ -24,7 +24,7 @@ class ImageClassifier(pl.LightningModule):
 
     Args:
         model: images_BCHW -> logits_BK.
-        image_shape: C, H, W: of an example, for whoever draws the model.
+        input_shape: of an example, such as C, H, W; for whoever draws the model.
         num_classes: K.
         make_optimizer: parameters -> optimizer, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
         lr_scheduler: `scheduler`, optimizer -> schedule of its learning rate, and what else Lightning's `lr_scheduler`
@@ -34,14 +34,14 @@ class ImageClassifier(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        image_shape: Sequence[int],
+        input_shape: Sequence[int],
         num_classes: int,
         make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         lr_scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.example_input_array = torch.zeros(2, *image_shape)
+        self.example_input_array = torch.zeros(2, *input_shape)
         self.make_optimizer = make_optimizer
         self.lr_scheduler = lr_scheduler
         self.loss = nn.CrossEntropyLoss()

@@ -53,7 +53,7 @@ def build_task(cfg: DictConfig) -> ImageClassifier:
     model = instantiate(cfg.model, _convert_="all")
     make_optimizer = instantiate(cfg.optimizer, _convert_="all")
     lr_scheduler = instantiate(cfg.lr_scheduler, _convert_="all") if cfg.get("lr_scheduler") else None
-    task = ImageClassifier(model, cfg.data.image_shape, cfg.data.num_classes, make_optimizer, lr_scheduler)
+    task = ImageClassifier(model, cfg.data.input_shape, cfg.data.num_classes, make_optimizer, lr_scheduler)
     make_optimizer(task.parameters())  # settings that it refuses end it here, before anything is written
     return task
 
