@@ -39,10 +39,10 @@ def test_one_epoch_trains_and_evaluates(run: runengine.Run, metrics: dict[str, f
 
 def test_predict_agrees_with_evaluate(run: runengine.Run, metrics: dict[str, float], processed: Path) -> None:
     model = predict.load(str(run.folder))
-    answers = list(predict.predict(model, [files_of(processed, "test")[0]]))
+    answers = predict.predict(model, [files_of(processed, "test")[0]])
     evaluated = pd.read_csv(run.folder / "test_predictions.csv")
-    assert [answer.label for answer in answers] == evaluated["predicted"].tolist()
-    assert [answer.probability for answer in answers] == pytest.approx(evaluated["probability"].tolist(), rel=1e-4)
+    assert answers["label"].tolist() == evaluated["predicted"].tolist()
+    assert answers["probability"].tolist() == pytest.approx(evaluated["probability"].tolist(), rel=1e-4)
 
 
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
