@@ -102,7 +102,7 @@ def test_what_changed_runs_again_and_what_depends_on_it(pipeline: Pipeline) -> N
 
     for unrelated in ("search/default", "model/mlp", "optimizer/sgd"):
         pipeline.append(f"{conf}/{unrelated}.yaml", "new: 1")
-    for unrelated in ("launch/slurm", "tracking/mlflow", "debug/overfit"):
+    for unrelated in ("launch/slurm", "tracking/server", "debug/overfit"):
         pipeline.append(f"{engine}/{unrelated}.yaml", "new: 1")
     assert pipeline.stages() == "s"
     pipeline.append("src/runengine/machine/doctor.py", "# a sentence of the doctor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,14 +12,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import weights
 from ml_project.evaluate import evaluate
 from ml_project.predict import load, predict
+from ml_project.predict import main as predict_main
 from mlflow import MlflowClient
 from PIL import Image
-from runengine import Run, UserError, find, load_config
+from runengine import Run, UserError, find, load_config, typed_path
 from runengine.runs import provenance
 from runengine.settings.errors import explain
 from runengine.tracking.registry import promote
@@ -144,6 +147,39 @@ def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | 
     with pytest.raises(UserError) as error:
         predict(load(str(run.folder)), [Path("x.png")])
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e39])
+def test_predict_refuses_what_is_no_number(run_training: Train, value: float) -> None:
+    model = load(str(run_training("trainer.max_epochs=1").folder))
+    images = np.zeros((3, *model.input_shape))
+    images[1:, 0, 0, 0] = value
+    np.save("x.npy", images)
+    with pytest.raises(UserError) as error:
+        predict(model, [Path("x.npy")])
+    problem = "it holds NaN, or more than float32 can hold. Fix it or leave it out."
+    assert str(error.value) == f"x.npy, example 1, and 1 more: {problem}"
+
+
+def test_predict_refuses_a_model_that_computes_nan(run_training: Train) -> None:
+    model = load(str(run_training("trainer.max_epochs=1").folder))
+    broken = model._replace(probabilities=lambda images: np.full((len(images), 10), math.nan))
+    np.save("x.npy", np.zeros((3, *model.input_shape)))
+    with pytest.raises(UserError) as error:
+        predict(broken, [Path("x.npy")])
+    assert str(error.value) == "x.npy, example 0, and 2 more: the model answers with NaN. Give another --model."
+
+
+def test_a_wrong_output_is_refused_before_anything_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences = {
+        "answers.txt": f"--output must end with .csv or .parquet, got {typed_path('answers.txt')}.",
+        "no/x.csv": f"--output: the folder {typed_path('no')} does not exist. Make it, or name another.",
+    }
+    for output, sentence in sentences.items():
+        monkeypatch.setattr(sys, "argv", ["predict", "x.png", "--output", output])
+        with pytest.raises(UserError) as error:
+            predict_main()
+        assert str(error.value) == sentence
 
 
 def test_the_newest_run_is_found(run_training: Train) -> None:

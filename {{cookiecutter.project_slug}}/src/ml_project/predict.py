@@ -23,6 +23,7 @@ import pandas as pd
 import runengine
 from runengine import Run, UserError
 
+from .datasets import others
 from .images import read_image
 from .tables import read_table
 
@@ -69,13 +70,22 @@ def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
     classes, rows = model.data.get("classes"), []
     for file in _expand(files):
         images_NCHW = read_images(file, model.input_shape, model.data)
+        _refuse_no_numbers(images_NCHW, file, 0, "it holds NaN, or more than float32 can hold. Fix it or leave it out.")
         for start in range(0, len(images_NCHW), AT_ONCE):
             probabilities_NK = model.probabilities(images_NCHW[start : start + AT_ONCE])
+            _refuse_no_numbers(probabilities_NK, file, start, "the model answers with NaN. Give another --model.")
             for index, probabilities_K in enumerate(probabilities_NK, start):
                 label = int(probabilities_K.argmax())
                 name = classes[label] if classes else str(label)
                 rows.append((str(file), index, label, name, float(probabilities_K[label])))
     return pd.DataFrame(rows, columns=["file", "index", "label", "class", "probability"])
+
+
+def _refuse_no_numbers(array: np.ndarray, file: Path, first: int, problem: str) -> None:
+    """Each class is as good as any other where there is no number."""
+    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    if len(bad):
+        raise UserError(f"{file}, example {first + bad[0]}{others(len(bad))}: {problem}")
 
 
 def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any]) -> np.ndarray:
@@ -94,7 +104,8 @@ def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any
     if images.shape[1:] != input_shape:
         raise UserError(f"{file} must hold images of the shape N, {str(input_shape)[1:-1]}, got {images.shape}.")
     scale = 255 if images.dtype == np.uint8 else 1
-    return np.ascontiguousarray(images, dtype=np.float32) / np.float32(scale)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        return np.ascontiguousarray(images, dtype=np.float32) / np.float32(scale)
 
 
 def export(run: Run) -> None:
@@ -139,6 +150,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output: the folder {arguments.output.parent} does not exist. Make it, or name another.")
     write(predict(load(arguments.model), arguments.files), arguments.output)
 
 
