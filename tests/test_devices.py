@@ -125,7 +125,7 @@ def test_a_sweep_of_runs_of_two_processes(work: Workplace, starter: str) -> None
 
 @pytest.mark.parametrize("starter", STARTERS)
 def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str) -> None:
-    long = (*DDP, "model.dropout=0.1", "trainer.max_epochs=12", "checkpoint.every_n_steps=3")
+    long = (*DDP, "model.dropout=0.1", "trainer.max_epochs=20", "checkpoint.every_n_steps=3")
     work.train(starter, *long, "run_dir=runs/straight")
     record = work.folder / "runs/killed/train.log"
     with (work.folder / "output").open("w") as output:
@@ -136,7 +136,7 @@ def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str)
             stdout=output,
             stderr=output,
         )
-        while not (record.exists() and "epoch 4 of 12" in record.read_text()):
+        while not (record.exists() and "epoch 5 of 20" in record.read_text()):
             assert process.poll() is None, (work.folder / "output").read_text()
             time.sleep(0.02)
         (other,) = [pid for pid, rank in work.ranks().items() if rank == 1]
@@ -144,7 +144,7 @@ def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str)
         assert process.wait(timeout=120) != 0
     assert not (work.folder / "runs/killed/metrics.json").exists()
     work.train(starter, *long, "run_dir=runs/killed")
-    assert sorted(work.mlflow_runs()) == [("FINISHED", 12), ("FINISHED", 12)]
+    assert sorted(work.mlflow_runs()) == [("FINISHED", 20), ("FINISHED", 20)]
     result = work.compare(work.folder / "runs/killed", work.folder / "runs/straight")
     print(f"{starter}, resumed after a kill of one rank: folders 1, MLflow runs 1, {result} to a straight run")
     assert result == "equal"
