@@ -165,10 +165,8 @@ def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:
     assert not (project / ".venv/.ready").exists()
 
 
-@pytest.mark.parametrize(("manager", "cuda"), [
-    *(("uv", cuda) for cuda in CUDA_BUILDS),
-    ("poetry", "cu132"),  # one alone: each takes Poetry a minute, and the builds differ in a name
-])  # fmt: skip
+@pytest.mark.parametrize("cuda", CUDA_BUILDS)
+@pytest.mark.parametrize("manager", LOCKS)
 def test_every_cuda_build_is_locked_from_its_own_index(
     template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str, cuda: str
 ) -> None:

@@ -14,7 +14,7 @@ from survival import survive
 
 pytestmark = pytest.mark.slow
 
-NUM_KILLS = 6
+NUM_KILLS = 8
 NUM_STARTS = 200
 START_TOGETHER = """
 import multiprocessing, sys

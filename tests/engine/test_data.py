@@ -197,9 +197,14 @@ def test_a_large_file_that_was_cut_is_found(data: ImageData, monkeypatch: pytest
         data.split("val")
 
 
-def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"val_fraction \+ test_fraction must be < 1, got 0.5 \+ 0.5"):
-        prepare(tmp_path / "new", digits, split_seed=0, val_fraction=0.5, test_fraction=0.5)
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0, 0.2), (0.2, -0.1)])
+def test_a_split_without_examples_is_refused(tmp_path: Path, val: float, test: float) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(tmp_path / "new", digits, split_seed=0, val_fraction=val, test_fraction=test)
+    assert str(error.value) == (
+        "val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
+        f"{val} + {test}. Leave something to each split, train too."
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -292,6 +292,8 @@ def test_a_source_may_give_words_or_numbers_with_names() -> None:
     (RawDataset(GREY_N, TWO_N[:3]),
      "a dataset must give images of the shape N C H W and N labels, got (12, 1, 4, 4) and 3. "
      "Grey images without a channel get one by images[:, None]."),
+    (RawDataset(GREY_N, TWO_N, features=["width"]),
+     "a dataset with features must give rows of the shape N F and N labels, got (12, 1, 4, 4) and 12."),
     (RawDataset(GREY_N, TWO_N + 1, ["a", "b"]), "with 2 names of classes, labels must be 0 to 1."),
     (RawDataset(GREY_N * np.nan, TWO_N),
      "the images hold values that are no numbers (NaN or infinite). Fix them in the raw data."),

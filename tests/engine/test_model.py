@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ml_project.model import CNN
 
 
-def test_too_small_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least 4 x 4 pixels, got \[1, 2, 8\]. Try model=mlp."):
-        CNN([1, 2, 8], num_classes=10, channels=4, dropout=0.0)
+@pytest.mark.parametrize("shape", [[1, 2, 8], [4]])
+def test_too_small_images_and_tables_are_refused(shape: list[int]) -> None:
+    sentence = f"CNN needs images of at least 4 x 4 pixels, got {shape}. Try model=mlp."
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        CNN(shape, num_classes=10, channels=4, dropout=0.0)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import weights
 from ml_project.evaluate import evaluate
-from ml_project.predict import load, predict
+from ml_project.predict import load, predict, read_images
 from ml_project.predict import main as predict_main
 from mlflow import MlflowClient
 from PIL import Image
@@ -146,6 +146,14 @@ def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | 
         Path("x.png").write_text(content)
     with pytest.raises(UserError) as error:
         predict(load(str(run.folder)), [Path("x.png")])
+    assert str(error.value) == sentence
+
+
+def test_predict_with_a_model_of_a_table_refuses_pictures(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    sentence = "x.png is no table, but the model was trained on one. Give .csv files, .npy or .npz."
+    with pytest.raises(UserError) as error:
+        read_images(Path("x.png"), (4,), {})
     assert str(error.value) == sentence
 
 

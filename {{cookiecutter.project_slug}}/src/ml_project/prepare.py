@@ -91,10 +91,13 @@ def settings_for(input_shape: Sequence[int], num_classes: int) -> str:
 def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
     """The labels as 0, 1, ... (int64, N), and the names of the classes."""
     if raw.images.ndim != (2 if raw.features else 4) or len(raw.images) != len(raw.labels) or not len(raw.labels):
-        raise UserError(
-            f"a dataset must give images of the shape N C H W and N labels, got {raw.images.shape} and "
-            f"{len(raw.labels)}. Grey images without a channel get one by images[:, None]."
+        wanted, hint = (
+            "must give images of the shape N C H W",
+            " Grey images without a channel get one by images[:, None].",
         )
+        if raw.features:
+            wanted, hint = "with features must give rows of the shape N F", ""
+        raise UserError(f"a dataset {wanted} and N labels, got {raw.images.shape} and {len(raw.labels)}.{hint}")
     if raw.classes:
         labels, classes = np.asarray(raw.labels), list(raw.classes)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):

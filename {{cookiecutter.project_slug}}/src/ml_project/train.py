@@ -50,6 +50,10 @@ def build_task(cfg: DictConfig) -> ImageClassifier:
     """The task with a new model; its weights are random."""
     from .task import ImageClassifier
 
+    if cfg.optimizer.get("lr", 1) <= 0:  # torch takes 0, and then nothing is learned
+        raise runengine.UserError(f"optimizer.lr must be > 0, got {cfg.optimizer.lr}.")
+    if cfg.optimizer.get("momentum", 0) >= 1:  # torch takes it, and then the steps grow without end
+        raise runengine.UserError(f"optimizer.momentum must be < 1, got {cfg.optimizer.momentum}.")
     model = instantiate(cfg.model, _convert_="all")
     make_optimizer = instantiate(cfg.optimizer, _convert_="all")
     lr_scheduler = instantiate(cfg.lr_scheduler, _convert_="all") if cfg.get("lr_scheduler") else None

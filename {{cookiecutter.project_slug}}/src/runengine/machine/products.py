@@ -40,9 +40,8 @@ DTYPES = {
     "tf32": Dtype("float32", (8, 0), (8, 0), 11),
     "bf16": Dtype("bfloat16", (8, 0), (8, 0), 8),
     "fp16": Dtype("float16", (5, 3), (7, 0), 11),
-    # the result is in bf16; Hopper keeps 14 bits of a sum and cuts the others off, which gives errors of up to 2 % at a
-    # depth of 4096 (DeepSeek-V3, arXiv:2412.19437, 3.5.2)
-    "fp8": Dtype("float8_e4m3fn", (8, 9), (8, 9), 8, sum_bits=12),
+    # the result is in bf16; Hopper keeps 14 bits of a sum (DeepSeek-V3, arXiv:2412.19437, 3.5.2)
+    "fp8": Dtype("float8_e4m3fn", (8, 9), (8, 9), 8, sum_bits=14),
 }
 
 
@@ -76,8 +75,6 @@ def rounding(dtype: str, depth: int, device: str = "cpu") -> float:
     the number of terms (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
     """
     bits, sum_bits = DTYPES[dtype].bits, DTYPES[dtype].sum_bits
-    if device.startswith("cuda") and dtype in ("bf16", "fp16"):
-        bits -= 2  # cuBLAS may sum in parts and round each to this type (PyTorch, notes on CUDA semantics); 16 at most
     if device.startswith("mps"):  # it is not known to us in which type Macs sum
         sum_bits = bits
     return 2 * (2.0**-bits + math.sqrt(depth) * 2.0**-sum_bits)
