@@ -26,7 +26,7 @@ demo: demo/.generated ## generate a project in demo/, set it up, train it; ANSWE
 	@echo "  make -C $(PROJECT) mlflow"
 
 test: $(READY) ## set up and run all tests, with a training from end to end
-	@$(TOOLS)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(TOOLS)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## the quick ones, under 3 minutes: no torch
 	@$(TOOLS)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
@@ -54,6 +54,6 @@ $(READY): pyproject.toml
 	@echo "== Making the tools of the template in $(TOOLS) with $(PYTHON)"
 	@rm -rf $(TOOLS)
 	@$(PYTHON) -m venv $(TOOLS) || { rm -rf $(TOOLS); echo "error: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet "pip>=25.1,<27"  # knows --group
-	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet --group dev
+	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --no-compile --quiet "pip>=25.1,<27"  # knows --group
+	@$(TOOLS)/bin/python -m pip install --disable-pip-version-check --no-compile --quiet --group dev
 	@touch $@

@@ -24,10 +24,32 @@ def keep(among: str, *chosen: str) -> None:
     shutil.rmtree(among)
 
 
+def take_example(name: str) -> None:
+    """Put the owner's package, tests and pages of an example in the place of those that lie here: `images`."""
+    file = Path("examples", name, "example.json")
+    if file.is_file():
+        example = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        for replaced in [path for pattern in example["replaces"] for path in Path().glob(pattern)]:
+            replaced.unlink()
+        substitute(example["words"])
+    keep("examples", name)
+
+
 def owned(pattern: str) -> list[Path]:
-    """The files that are the project's own."""
-    found = sorted(file for file in Path().rglob(pattern) if file.is_file())
+    """The files that are the project's own; not those of examples that were not taken yet."""
+    found = sorted(file for file in Path().rglob(pattern) if file.is_file() and file.parts[0] != "examples")
     return [file for file in found if not (file.parts[0] == "src" and file.parts[1] in ENGINE)]
+
+
+def substitute(words: dict[str, str]) -> None:
+    for file in owned("*"):
+        if file.name != "LICENSE":  # in a licence the package's name can only be somebody's
+            content = before = file.read_bytes()
+            for old, new in words.items():
+                content = content.replace(old.encode(), new.encode())
+            if content != before:
+                file.write_bytes(content)
 
 
 def license_headers() -> None:
@@ -36,33 +58,20 @@ def license_headers() -> None:
         file.write_bytes(b"# SPDX-License-Identifier: Apache-2.0\n" + file.read_bytes())
 
 
-def rename_package(name: str) -> None:
-    for file in owned("*"):
-        if file.name != "LICENSE":  # in a licence the word can only be somebody's name
-            content = file.read_bytes()
-            if PLACEHOLDER.encode() in content:
-                file.write_bytes(content.replace(PLACEHOLDER.encode(), name.encode()))
-    Path("src", PLACEHOLDER).rename(Path("src", name))
-
-
 def next_steps() -> str:
     chosen = [
         f"  {question:15} {ANSWERS[question]:6} {ANSWERS.get('__why_' + question, 'as you chose')}"
         for question in ("python_version", "env_manager", "cuda")
     ]
-    return "\n".join(
-        [
-            "",
-            f"{ANSWERS['project_slug']} is ready:",
-            *chosen,
-            "",
-            f"  cd {Path.cwd().name}",
-            "  make setup data train evaluate",
-            "",
-        ]
-    )
+    commands = [f"  cd {Path.cwd().name}", "  make setup data train evaluate"]
+    return "\n".join(["", f"{ANSWERS['project_slug']} is ready:", *chosen, "", *commands, ""])
 
 
+for path in Path().rglob("*"):  # those of the template may be read-only
+    path.chmod(path.stat().st_mode | 0o200)
+for name in ("HOOKS_DID_NOT_RUN.md", "environment.mk"):  # the latter comes from env/
+    Path(name).unlink()
+take_example(ANSWERS["example"])
 profile, ci = ANSWERS["profile"], ANSWERS["ci"]
 keep("env", ANSWERS["env_manager"])
 keep("licenses", ANSWERS["license"])
@@ -70,5 +79,6 @@ keep("ci", *(() if ci == "none" else ("any", ci)))
 keep("profiles", *(() if profile == "student" else (profile, f"{profile}-{ci}")))
 if ANSWERS["license"] == "Apache-2.0":
     license_headers()
-rename_package(ANSWERS["package_name"])
+substitute({PLACEHOLDER: ANSWERS["package_name"]})
+Path("src", PLACEHOLDER).rename(Path("src", ANSWERS["package_name"]))
 print(next_steps().encode("ascii", "replace").decode(), file=sys.stderr)  # not into `cruft diff > patch`

@@ -7,6 +7,7 @@ import keyword
 import re
 import runpy
 import sys
+import tomllib
 import unicodedata
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -16,12 +17,26 @@ PLACEHOLDER = "ml_project"  # the package's name in the template: post_gen_proje
 NEVER_SET = "CHANGE-ME"  # no bucket can have this name; the project's scripts/data_remote.py asks for a real one
 FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 ENGINE = ("hydra_plugins", "runengine")  # packages that stand next to the project's own
-# what the generated project imports: a package of the same name would hide it
-DEPENDENCIES = frozenset(ENGINE).union(
-    """alembic conf conftest dvc filelock hydra joblib lightning lightning_fabric matplotlib mlflow mypy numpy
-    omegaconf optuna pandas pil pip psutil pyarrow pynvml pytest pytorch_lightning ray reference ruff scipy
-    setuptools sklearn sphinx sqlalchemy src submitit tensorboard tensorflow test tests torch torchmetrics
-    torchvision tqdm wheel yaml""".split()  # noqa: SIM905
+TEMPLATE = Path(__file__).resolve().parent.parent
+PYPROJECT = TEMPLATE / "{{cookiecutter.project_slug}}" / "pyproject.toml"
+
+
+def required() -> frozenset[str]:
+    """The packages that a project's pyproject.toml names, as Python would import them: `pytorch_lightning`."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = [re.match(r"[A-Za-z0-9-]+", each) for one in lists for each in one]
+    return frozenset(name[0].lower().replace("-", "_") for name in names if name).union(ENGINE)
+
+
+# A project of such a name would have to be installed for itself.
+REQUIRED = required()
+# What a project imports, too: under another name than it is installed by, or brought by others. A package of such a
+# name would hide it.
+IMPORTED = REQUIRED.union(
+    """alembic codespell_lib conf conftest example filelock functorch hydra joblib lightning lightning_fabric
+    mpl_toolkits mypyc pil pip py pydevd_plugins pylab pynvml ray reference setuptools sklearn sqlalchemy src
+    submitit tensorflow test tests torchgen torchvision wheel yaml""".split()  # noqa: SIM905
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 
@@ -34,11 +49,13 @@ class Refused(ValueError):
     """A bad answer: the question, what was answered, what is wanted, what to do."""
 
 
-def slug(text: str) -> str:
+def slug(text: object) -> str:
     """`L'Ete 2` -> `l-ete-2`: letters, digits and dashes; never empty."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    ascii_text = (
+        unicodedata.normalize("NFKD", str("" if text is None else text)).encode("ascii", "ignore").decode().lower()
+    )
     name = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:63].strip("-") or "my-project"
-    return f"{name}-project" if name in WINDOWS_DEVICES or name.replace("-", "_") in ENGINE else name
+    return f"{name}-project" if name in WINDOWS_DEVICES or name.replace("-", "_") in REQUIRED else name
 
 
 def package(text: str) -> str:
@@ -114,12 +131,29 @@ def resolve(answers: Cookiecutter) -> str:
 
 
 def validate(answers: Cookiecutter) -> str:
-    """Refuse bad answers; the pre_gen hook calls it, too, because answers from a replay file were not checked before.
+    """Refuse bad answers of a replay file, which were not checked before, and a folder that holds something.
+
+    The pre_gen hook calls it, when the project's folder has been made.
 
     Raises:
-        cookiecutter.exceptions.FailedHookException: which cookiecutter prints as one line, with exit status 1.
+        cookiecutter.exceptions.ContextDecodingException: which cookiecutter prints as one line, with exit status 1.
+            A FailedHookException of a hook would be printed under a traceback.
     """
-    _check_all(answers)
+    output = answers.get("_output_dir")  # cruft has none
+    folder = Path(output, answers["project_slug"]) if output else None
+    try:
+        _check(answers)
+        if folder and any(folder.iterdir()):
+            raise Refused(
+                f"{folder} is not empty: files of two projects would be mixed. Give another project_slug, or bring "
+                "that project up to date with: cruft update."
+            )
+    except Refused as refusal:
+        from cookiecutter.exceptions import ContextDecodingException
+
+        if folder and not any(folder.iterdir()):
+            folder.rmdir()
+        raise ContextDecodingException(str(refusal)) from None
     return ""
 
 
@@ -133,11 +167,18 @@ def _check_all(answers: Cookiecutter) -> None:
 
 
 def _check(answers: Cookiecutter) -> None:
+    questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    for question, options in questions.items():  # a replay file can hold anything
+        is_choice = isinstance(options, list) and not question.startswith("_")
+        if is_choice and answers[question] not in options:
+            wanted = ", ".join(sorted(options))
+            raise Refused(f"{question} must be one of {wanted}, got {answers[question]!a}. Choose one of them.")
     for question in FREE_TEXT:
-        text = str(answers[question])
+        text = "" if answers[question] is None else str(answers[question])
         bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
         if bad is not None:
-            raise Refused(f"{question} must be one line of text, got the control character {bad!a}. Leave it out.")
+            what = "half a character" if unicodedata.category(bad) == "Cs" else "the control character"
+            raise Refused(f"{question} must be one line of text, got {what} {bad!a}. Leave it out.")
         if not text.strip():
             raise Refused(f"{question} is empty. Give it a value, or press Enter to take the suggestion.")
         if len(text) > 200:
@@ -149,6 +190,11 @@ def _check(answers: Cookiecutter) -> None:
         raise Refused(
             f"pytorch_index must be an address such as https://download.pytorch.org/whl, got {index!a}. "
             "Press Enter to take the official one."
+        )
+    if "@" in index.partition("://")[2].partition("/")[0]:
+        raise Refused(
+            "pytorch_index contains a user's name or a password, and every copy of the project would, too. Leave it "
+            "out; pip and uv read ~/.netrc, Poetry has: poetry config http-basic."
         )
     _check_remote(str(answers["data_remote"]), str(answers["data_remote_url"]))
 
@@ -178,7 +224,7 @@ def _check_slug(name: str) -> None:
         raise Refused(
             f"project_slug {name} is a device on Windows, where no folder can have this name. Try {slug(name)}."
         )
-    if name.replace("-", "_") in ENGINE:
+    if name.replace("-", "_") in REQUIRED:
         raise Refused(f"project_slug {name} is a package the project itself uses. Try {slug(name)}.")
 
 
@@ -197,7 +243,7 @@ def _taken(name: str) -> str:
     meanings = {
         "a keyword of Python": keyword.iskeyword(name) or keyword.issoftkeyword(name),
         "a module of Python's standard library": name in sys.stdlib_module_names,
-        "a package the project itself uses": name in DEPENDENCIES,
+        "a package the project itself uses": name in IMPORTED,
         "a device on Windows": name in WINDOWS_DEVICES,
         "the template's own placeholder": name == PLACEHOLDER,
     }

@@ -12,15 +12,22 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 PYTHONS = ("3.11", "3.12", "3.13")  # Hydra 1.3 stops at 3.13; PyTorch 2.15 and pandas 3 start at 3.11
 MANAGERS = {"poetry": ("poetry",), "conda": ("conda", "mamba", "micromamba"), "uv": ("uv",)}  # in the order of choice
+MOST_BYTES = 2**20  # of an answer
 LIMIT_S = 3.0  # for one command; `facts` runs them in parallel
+AMD = Path("/dev/kfd")  # what AMD's driver for computing makes
+JETSON = (8, 7)  # Orin: the wheels for its processor are those of servers, which run on it from CUDA 13 on
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
 QUERY = "driver_version,compute_cap,memory.total,name"
 
@@ -47,25 +54,42 @@ class Nvidia(NamedTuple):
 
 
 def ask(*command: str, limit_s: float = LIMIT_S) -> tuple[int | None, str]:
-    """Exit status and output of a command; None where it cannot be started or does not end in time."""
-    try:
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_english()
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.stdout.close() if process.stdout else None  # a child of it may keep the pipe open
-                return None, f"no answer within {limit_s:g} s"
-    except OSError as error:
-        return None, error.strerror or str(error)
-    return process.returncode, output.decode("utf-8", "replace").replace("\r", "").strip()
+    """Exit status and output of a command; None where it cannot be started, prints too much or does not end in time."""
+    with tempfile.TemporaryFile() as output:  # no pipe: a child of the command may keep that open
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_english(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            return None, error.strerror or str(error)
+        status, ends_at, said = None, time.monotonic() + limit_s, ""
+        while status is None and not said:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(0.05)
+            if os.fstat(output.fileno()).st_size > MOST_BYTES:
+                said = "it prints without end"
+            elif time.monotonic() > ends_at:
+                said = f"no answer within {limit_s:g} s"
+        if said:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
+                process.wait(1)  # not for ever: what waits for a hanging driver cannot be killed
+            return None, said
+        output.seek(0)
+        return status, output.read().decode("utf-8", "replace").replace("\r", "").strip()
 
 
 def nvidia(limit_s: float = LIMIT_S) -> Nvidia:
     """The NVIDIA GPUs of this machine, as `nvidia-smi` lists them."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_DRIVER)
+    if program is None and AMD.exists():
+        reason = f"the GPU here is AMD's ({AMD}); PyTorch has builds for ROCm, which this template does not offer"
+        return Nvidia((), "", reason)
     if program is None:
         return Nvidia((), "", "no nvidia-smi on this machine")
     status, output = ask(program, f"--query-gpu={QUERY}", "--format=csv,noheader", limit_s=limit_s)
@@ -81,7 +105,9 @@ def parse_nvidia_smi(status: int | None, output: str) -> Nvidia:
     gpus, driver = [], ""
     for line in output.replace("\r", "").splitlines():
         fields = line.split(", ", 3)
-        if len(fields) == 4 and re.fullmatch(r"\d+(\.\d+)*", fields[0]):
+        if len(fields) < 4:
+            fields = line.split(",", 3)
+        if len(fields) == 4 and _version(fields[0]):
             driver, capability, memory, name = fields
             gpus.append(Gpu(name.strip(), _version(capability.replace(",", ".")) or None, _number(memory)))
     if gpus:
@@ -90,13 +116,15 @@ def parse_nvidia_smi(status: int | None, output: str) -> Nvidia:
     return Nvidia((), "", f"nvidia-smi found no GPU: {ascii(said)[1:-1][:120]}")
 
 
-def choose_cuda(found: Nvidia, builds: Builds, system: str = platform.system()) -> Answer:
+def choose_cuda(
+    found: Nvidia, builds: Builds, system: str = platform.system(), processor: str = platform.machine()
+) -> Answer:
     """The build of PyTorch for these GPUs and this driver.
 
     Args:
         found: the answer of `nvidia`.
         builds: the table of cookiecutter.json.
-        system: as `platform.system()` names it.
+        system, processor: as `platform.system()` and `platform.machine()` name them.
     """
     if system == "Darwin":
         return Answer("cpu", "PyTorch for the Mac has one build, with Apple's GPUs (MPS) in it")
@@ -105,35 +133,42 @@ def choose_cuda(found: Nvidia, builds: Builds, system: str = platform.system()) 
     candidates = [name for name, build in builds.items() if build.get("auto")]  # the newest CUDA last
     refusals: list[str] = []
     for name in reversed(candidates):
-        misfits = unfit(found, builds[name])
+        misfits = unfit(found, builds[name], processor)
         if not misfits:
             return Answer(name, f"{found.gpus[0].name}, {found.reason}{_because(refusals)}")
         refusals += [f"{name}: {misfit}" for misfit in misfits]
     # no build serves all GPUs, though the driver is new enough: take the one that serves the newest of them
     for name in reversed(candidates):
-        served = [gpu for gpu in found.gpus if not unfit(found._replace(gpus=(gpu,)), builds[name])]
+        served = [gpu for gpu in found.gpus if not unfit(found._replace(gpus=(gpu,)), builds[name], processor)]
         if served:
             left = ", ".join(gpu.name for gpu in found.gpus if gpu not in served)
             return Answer(name, f"for {served[0].name}; no build serves all GPUs here, this one leaves out {left}")
-    if any(gpu.capability and gpu.capability >= (10,) for gpu in found.gpus):
-        return Answer("cpu", f"{'; '.join(refusals)}. Update the driver, or choose conda: its CUDA 12 fits this driver")
-    return Answer("cpu", f"{'; '.join(refusals)}. Update the driver")
+    remedy = ""
+    if any("driver" in refusal for refusal in refusals):
+        remedy = ". Update the driver"
+        if any(gpu.capability and gpu.capability >= (10,) for gpu in found.gpus):
+            remedy += ", or choose conda: its CUDA 12 fits this driver"
+    return Answer("cpu", "; ".join(refusals) + remedy)
 
 
-def unfit(found: Nvidia, build: Mapping[str, Any]) -> list[str]:
-    """Why this build does not run on these GPUs with this driver; empty if it does."""
+def unfit(found: Nvidia, build: Mapping[str, Any], processor: str = platform.machine()) -> list[str]:
+    """Why this build does not run on these GPUs with this driver and this processor; empty if it does."""
+    arm = processor.lower() in ("aarch64", "arm64")
+    limits = build.get("aarch64" if arm else "capability")
     reasons = []
     if _version(found.driver) < _version(build.get("driver", "")):
         reasons.append(f"driver {found.driver} is older than {build['driver']}, which CUDA {build['cuda']} needs")
     for gpu in dict.fromkeys(found.gpus):
-        if gpu.capability is None or "capability" not in build:
+        if gpu.capability is None or limits is None:
             continue
-        least, greatest = (_version(limit) for limit in build["capability"])
+        least, greatest = (_version(limit) for limit in limits)
         number = ".".join(map(str, gpu.capability))
         if gpu.capability < least:
-            reasons.append(f"no code for {gpu.name} (compute capability {number}, least {build['capability'][0]})")
+            reasons.append(f"no code for {gpu.name} (compute capability {number}, least {limits[0]})")
         elif greatest and gpu.capability > greatest:
-            reasons.append(f"no code for {gpu.name} (compute capability {number}, greatest {build['capability'][1]})")
+            reasons.append(f"no code for {gpu.name} (compute capability {number}, greatest {limits[1]})")
+        elif arm and gpu.capability == JETSON and _version(build["cuda"]) < (13,):
+            reasons.append(f"CUDA {build['cuda']} for this processor is for servers, and {gpu.name} is a Jetson")
     return reasons
 
 
@@ -228,12 +263,14 @@ def _english() -> dict[str, str]:
 
 def _version(text: str) -> tuple[int, ...]:
     """`525.60.13` -> (525, 60, 13); () where there is no number."""
-    return tuple(int(part) for part in text.strip().split(".")) if re.fullmatch(r"\s*\d+(\.\d+)*\s*", text) else ()
+    return (
+        tuple(int(part) for part in text.strip().split(".")) if re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})*\s*", text) else ()
+    )
 
 
 def _number(text: str) -> int | None:
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else None
+    found = re.match(r"\s*(\d{1,9})\b", text)
+    return int(found[1]) if found else None
 
 
 def _because(refusals: Sequence[str]) -> str:

@@ -86,15 +86,15 @@ def commit(folder: Path) -> None:
     run("git", "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "as it is", cwd=folder)
 
 
-def combinations() -> Iterator[dict[str, str]]:
-    """Every single choice of cookiecutter.json, the other questions at their defaults; then every pair of choices.
+def choices() -> list[dict[str, str]]:
+    """Every single choice of cookiecutter.json, the other questions at their defaults."""
+    return [{name: option} for name, options in CHOICES.items() for option in options]
 
-    A project has many pairs: each one here has as many new ones as can be, or there would be hundreds.
-    """
-    for name, options in CHOICES.items():
-        yield from ({name: option} for option in options)
-    choices = [(name, option) for name, options in CHOICES.items() for option in options]
-    new = [pair for pair in itertools.combinations(choices, 2) if pair[0][0] != pair[1][0]]
+
+def pairs() -> Iterator[dict[str, str]]:
+    """Every pair of choices. A project has many: each has as many new ones as can be, or there would be hundreds."""
+    every = [(name, option) for name, options in CHOICES.items() for option in options]
+    new = [pair for pair in itertools.combinations(every, 2) if pair[0][0] != pair[1][0]]
     while new:
         answers = dict(new[0])
         for name in [name for name in CHOICES if name not in answers]:
@@ -377,11 +377,12 @@ def look(browser: Path, program: str, port: int, name: str, picture: Path) -> di
     return seen
 
 
-# what takes longest starts first, so that both workers end at about the same time; the second one needs no demo yet
+# what takes longest starts first, so that all workers end at about the same time; the second and third need no demo yet
 LONGEST = (
-    "test_end_to_end.py", "test_managers.py", "test_engine.py", "test_slurm.py", "test_dvc.py", "test_tracking.py",
-    "test_tasks.py", "test_devices.py", "test_containers.py", "test_survival.py", "test_engine_package.py",
-    "test_odd_name.py", "test_benchmarks.py", "test_own_data.py", "test_versions.py", "test_setup.py",
+    "test_end_to_end.py", "test_managers.py", "test_versions.py", "test_engine.py", "test_examples.py",
+    "test_slurm.py", "test_dvc.py", "test_tracking.py", "test_tasks.py", "test_devices.py", "test_containers.py",
+    "test_survival.py", "test_engine_package.py", "test_odd_name.py", "test_benchmarks.py", "test_own_data.py",
+    "test_setup.py",
 )  # fmt: skip
 
 

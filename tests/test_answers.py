@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -39,6 +42,7 @@ REFUSED = {
     "project_slug=hydra-plugins": (
         "project_slug hydra-plugins is a package the project itself uses. Try hydra-plugins-project."
     ),
+    "project_slug=mlflow": "project_slug mlflow is a package the project itself uses. Try mlflow-project.",
     "package_name=nul": "package_name nul is a device on Windows. Try nul_project.",
     "package_name=ml_project": "package_name ml_project is the template's own placeholder. Try ml_project_project.",
     "project_name=a\nb": "project_name must be one line of text, got the control character '\\n'. Leave it out.",
@@ -48,6 +52,10 @@ REFUSED = {
     "pytorch_index=$(id)": (
         "pytorch_index must be an address such as https://download.pytorch.org/whl, got '$(id)'. "
         "Press Enter to take the official one."
+    ),
+    "pytorch_index=https://user:secret@mirror/whl": (
+        "pytorch_index contains a user's name or a password, and every copy of the project would, too. Leave it out; "
+        "pip and uv read ~/.netrc, Poetry has: poetry config http-basic."
     ),
     "data_remote_url=s3://key:secret@bucket": (
         "data_remote_url contains a password or a key, and every copy of the project would, too. Leave it out; "
@@ -90,7 +98,7 @@ def write_replay(template: Path, folder: Path, **given: str) -> Path:
     content |= {"project_slug": "my-project", "package_name": "my_project", "license": "MIT"}
     content |= {"python_version": "3.11", "env_manager": "venv", "cuda": "cpu"}
     content |= {"data_remote": "local", "data_remote_url": "../my-project-data"}
-    content |= {"profile": "student", "ci": "none", **given}
+    content |= {"example": "images", "profile": "student", "ci": "none", **given}
     answers.resolve(content)
     (folder / "replay").mkdir(exist_ok=True)
     file = folder / "replay" / f"{template.name}.json"
@@ -127,16 +135,93 @@ def test_a_name_of_many_languages_gives_a_clean_project(bake: Bake) -> None:
     assert project.text("README.md").splitlines()[0] == f"# {NASTY[0]}"
 
 
-def test_a_bad_replay_file_is_refused_and_leaves_nothing(template: Path, tmp_path: Path, config_file: Path) -> None:
+IMPOSSIBLE = [
+    ("package_name", "class", "package_name class is a keyword of Python. Try class_project."),
+    ("license", "WTFPL", "license must be one of Apache-2.0, BSD-3-Clause, MIT, Proprietary, got 'WTFPL'. CHOOSE"),
+    ("env_manager", "../../x", "env_manager must be one of auto, conda, poetry, uv, venv, got '../../x'. CHOOSE"),
+    ("ci", None, "ci must be one of github, gitlab, none, got None. CHOOSE"),
+    ("profile", ["team"], "profile must be one of student, team, got ['team']. CHOOSE"),
+    ("project_name", None, "project_name is empty. Give it a value, or press Enter to take the suggestion."),
+    ("author_name", "a\udc80", "author_name must be one line of text, got half a character '\\udc80'. Leave it out."),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "sentence"), IMPOSSIBLE, ids=ascii)
+def test_a_bad_replay_file_is_refused_and_leaves_nothing(
+    template: Path, tmp_path: Path, config_file: Path, question: str, answer: object, sentence: str
+) -> None:
     replay = write_replay(template, tmp_path)
     content = json.loads(replay.read_text())
-    content["cookiecutter"]["package_name"] = "class"
+    content["cookiecutter"][question] = answer
     replay.write_text(json.dumps(content))
     (tmp_path / "out").mkdir()
     command = f"{sys.executable} -m cookiecutter {template} --replay --config-file {config_file} -o {tmp_path / 'out'}"
-    answer = run(*command.split(), cwd=tmp_path, expect=1)
-    assert "package_name class is a keyword of Python. Try class_project." in answer.output
+    printed = run(*command.split(), cwd=tmp_path, expect=1).output
+    assert printed == sentence.replace("CHOOSE", "Choose one of them.") + "\n"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_default_that_is_empty_gets_one_sentence(template: Path, tmp_path: Path, config_file: Path) -> None:
+    config_file.write_text(f"{config_file.read_text()}default_context: {{project_name: null}}\n", encoding="utf-8")
+    command = f"{sys.executable} -m cookiecutter {template} --no-input --config-file {config_file} -o {tmp_path}"
+    printed = run(*command.split(), cwd=tmp_path, expect=1).output
+    assert printed == "project_name is empty. Give it a value, or press Enter to take the suggestion.\n"
+    assert not (tmp_path / "my-project").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_template_that_cannot_be_written_gives_a_project_that_can(template: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(template, tmp_path / "ml-template")
+    for file in copy.rglob("*"):
+        if file.is_file():
+            file.chmod(0o444)
+    # root writes everywhere, but for these two capabilities
+    root = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    command: list[str | Path] = [
+        *root,
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        copy,
+        "--no-input",
+        "--default-config",
+        "-o",
+        tmp_path,
+    ]
+    printed = run(*command, "license=Apache-2.0", cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}).output
+    assert "my-project is ready:" in printed
+    files = [file for file in (tmp_path / "my-project").rglob("*") if file.is_file()]
+    assert [file for file in files if not file.stat().st_mode & 0o200] == []
+
+
+def test_without_hooks_the_project_says_what_it_lacks(template: Path, tmp_path: Path, config_file: Path) -> None:
+    options = ["--no-input", "--accept-hooks", "no", "--config-file", str(config_file), "-o", str(tmp_path)]
+    run(sys.executable, "-m", "cookiecutter", template, *options, cwd=tmp_path)
+    project = tmp_path / "my-project"
+    printed = run("make", "setup", cwd=project, expect=2).output
+    sentence = (
+        "this is no project yet: the hooks of the template did not run. Generate it again, with --accept-hooks yes."
+    )
+    assert sentence in printed
+    assert "is still called `ml_project`" in (project / "HOOKS_DID_NOT_RUN.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["--overwrite-if-exists", "--skip-if-file-exists"])
+def test_a_project_is_not_generated_over_another(
+    template: Path, tmp_path: Path, config_file: Path, option: str
+) -> None:
+    theirs = tmp_path / "my-project/ci/any/theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs", encoding="utf-8")
+    options = ["--no-input", "--overwrite-if-exists", option, "--config-file", str(config_file)]
+    printed = run(
+        sys.executable, "-m", "cookiecutter", template, *options, "-o", tmp_path, cwd=tmp_path, expect=1
+    ).output
+    assert printed == (
+        f"{tmp_path / 'my-project'} is not empty: files of two projects would be mixed. Give another project_slug, or "
+        "bring that project up to date with: cruft update.\n"
+    )
+    assert [file for file in (tmp_path / "my-project").rglob("*") if file.is_file()] == [theirs]
 
 
 @pytest.mark.parametrize(("name", "slug", "package"), [
@@ -144,7 +229,8 @@ def test_a_bad_replay_file_is_refused_and_leaves_nothing(template: Path, tmp_pat
     ("  3D -- Vision! ", "3d-vision", "p_3d_vision"),
     ("日本", "my-project", "my_project"),
     ("Con", "con-project", "con_project"),
-    ("Torch", "torch", "torch_project"),
+    ("Torch", "torch-project", "torch_project"),
+    ("Scikit Learn", "scikit-learn-project", "scikit_learn_project"),
     ("class", "class", "class_project"),
     ("Runengine", "runengine-project", "runengine_project"),
     ("Å" * 100, "a" * 63, "a" * 63),
@@ -162,6 +248,19 @@ def test_no_package_is_called_as_something_the_project_imports() -> None:
             imported |= {name.partition(".")[0].lower() for name in names}
     assert len(imported) > 50
     assert [name for name in sorted(imported) if not answers._taken(name)] == []
+
+
+def test_no_project_is_called_as_a_package_it_requires() -> None:
+    """It would have to be installed for itself."""
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = [each for extra in settings["optional-dependencies"].values() for each in extra]
+    required += settings["dependencies"]
+    assert len(required) > 30
+    for requirement in required:
+        name = re.split(r"[{\[>=]", requirement)[0]
+        assert answers.slug(name) == f"{name}-project"
+        with pytest.raises(answers.Refused, match=f"^project_slug {name} is a package the project itself uses"):
+            answers._check_slug(name)
 
 
 def test_any_project_name_gives_names_that_are_accepted() -> None:

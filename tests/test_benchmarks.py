@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 # a line of each one's table
 LINES = {
-    "tracking.py faults killed-and-back": "killed and started again         yes  ",
+    "tracking.py faults none": "healthy                          yes  ",
     "survival.py": "each step once       1\n",
     "tracking.py cost": "of the steps a second of tracking=off\n",
     "scale.py sweep": "tracking=off  ",

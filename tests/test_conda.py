@@ -322,6 +322,7 @@ class Machine:
 NewMachine = Callable[..., Machine]
 CHECKED = [
     "python -m runengine doctor --quick",
+    "python -m runengine settle",
     "python -m runengine dvc-ready",
     "python -m runengine store sqlite:///mlflow.db",
     "python -m runengine offer .conda/.ready-asked",

@@ -187,6 +187,9 @@ def test_the_devcontainer_sets_itself_up_and_trains(
             run("docker", "rm", "--force", "--volumes", container, cwd=tmp_path, env=env)
 
 
+IN_SRC = ("src/my_project/secrets.json", "src/my_project/conf/own.key", "src/own.pem", "scripts/credentials.json")
+
+
 @pytest.mark.slow
 def test_the_image_trains_serves_and_holds_no_secret(
     engine: tuple[dict[str, str], list[str]], project: Project, tmp_path: Path
@@ -194,7 +197,16 @@ def test_the_image_trains_serves_and_holds_no_secret(
     env, options = engine
     if not (project.path / "uv.lock").exists():
         run(Path(sys.executable).with_name("uv"), "lock", cwd=project.path)
-    for name in (".env", "src/.env", ".git/config", ".dvc/config.local", "data/raw.csv", "mlflow.db", "notes.pem"):
+    for name in (
+        ".env",
+        "src/.env",
+        ".git/config",
+        ".dvc/config.local",
+        "data/raw.csv",
+        "mlflow.db",
+        "notes.pem",
+        *IN_SRC,
+    ):
         (project.path / name).parent.mkdir(exist_ok=True)
         (project.path / name).write_text(PLANTED)
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -12,7 +13,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, ROOT, Answer, commit, run, without
+from conftest import PROJECT, ROOT, Answer, commit, link, run, without
+
+from ml_template import answers
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,24 @@ def test_a_second_demo_keeps_environment_and_data(project: Path, env: dict[str, 
     assert "The environment in .venv is up to date." in printed
     assert "Stage 'prepare' didn't change, skipping" in printed
     assert "Generating" not in printed
+
+
+def test_a_copy_runs_its_own_code_and_a_moved_project_goes_on(
+    project: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    one = tmp_path / "one"
+    shutil.copytree(project, one, symlinks=True, ignore=without(project, ".venv", "runs", "mlruns", "mlflow.db*"))
+    shutil.copytree(project / ".venv", one / ".venv", symlinks=True, copy_function=link)
+    with (one / "src/my_project/model.py").open("a", encoding="utf-8") as model:
+        model.write('print("the copy")\n')
+    train = ("make", "train", "ARGS=experiment=smoke tracking=off")
+    assert run(*train, cwd=one, env=env).output.startswith("the copy\n")
+    other = one.rename(tmp_path / "other")
+    assert run(*train, cwd=other, env=env).output.startswith("the copy\n")
+    assert "The environment in .venv is up to date.\n" in run("make", "setup", cwd=other, env=env).output
+    assert run(other / ".venv/bin/dvc", "--version", cwd=other, env=env).output.startswith("3.")
+    assert f'VIRTUAL_ENV="{other}/.venv"' in (other / ".venv/bin/activate").read_text()
+    assert str(other) not in (project / ".venv/bin/activate").read_text()
 
 
 def test_its_own_tests_pass(project: Path, env: dict[str, str]) -> None:
@@ -87,6 +108,18 @@ def test_a_project_that_was_edited_and_updated_passes_its_tests(
     assert "Classification of images" in (updated / "src/my_project/task.py").read_text()
     printed = run(python, "-m", "pytest", cwd=updated, env=env).output
     assert re.search(r"= \d+ passed(, \d+ skipped)? in ", printed), printed[-3000:]
+
+
+def test_no_package_may_hide_what_is_installed_for_the_project(python: Path, project: Path) -> None:
+    ask = "import json; from importlib.metadata import packages_distributions as p; print(json.dumps(p()))"
+    found: dict[str, list[str]] = json.loads(run(python, "-c", ask, cwd=project).output)
+    modules = {
+        module.lower()
+        for module, packages in found.items()
+        if module[0].isalpha() and any(each.lower().replace("-", "_") in answers.REQUIRED for each in packages)
+    }
+    assert {"pil", "sklearn", "torch"} <= modules
+    assert [module for module in sorted(modules) if not answers._taken(module)] == []
 
 
 def test_no_check_of_the_doctor_fails(project: Path, env: dict[str, str]) -> None:
@@ -247,6 +280,7 @@ def test_a_full_disk_gets_one_sentence_and_loses_nothing(project: Path, python: 
     assert len(errors) == 1, printed
     assert errors[0].endswith("the disk is full. Free some space, then start again.")
     assert "exit 1\nunchanged\n" in printed
+    assert "Logging error" not in printed
     assert printed.endswith("continued\n")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CHOICES, ENGINE, PROJECT, QUESTIONS, Bake, Project, combinations, run
+from conftest import CHOICES, ENGINE, PROJECT, QUESTIONS, Bake, Project, choices, pairs, run
 
 FILES = """\
 .devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
@@ -22,18 +22,39 @@ docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md docs/
 docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md
 docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh
 scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
-src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py src/PACKAGE/plots.py
-src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/datasets.py src/PACKAGE/task.py src/PACKAGE/train.py
-src/PACKAGE/images.py src/PACKAGE/tables.py
-src/PACKAGE/conf/__init__.py src/PACKAGE/conf/data/digits.yaml src/PACKAGE/conf/data/fashion_mnist.yaml
-src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml src/PACKAGE/conf/experiment/smoke.yaml
-src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/optimizer/adamw.yaml
-src/PACKAGE/conf/optimizer/sgd.yaml src/PACKAGE/conf/prepare.yaml src/PACKAGE/conf/lr_scheduler/cosine.yaml
-src/PACKAGE/conf/lr_scheduler/one_cycle.yaml src/PACKAGE/conf/lr_scheduler/plateau.yaml
-src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/dataset/digits.yaml src/PACKAGE/conf/dataset/fashion_mnist.yaml
-src/PACKAGE/conf/dataset/images.yaml src/PACKAGE/conf/dataset/table.yaml src/PACKAGE/conf/train.yaml
+src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py
+src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/task.py src/PACKAGE/train.py
+src/PACKAGE/conf/__init__.py src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/optimizer/adamw.yaml
+src/PACKAGE/conf/optimizer/sgd.yaml src/PACKAGE/conf/prepare.yaml
+src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/train.yaml
 tests/conftest.py tests/test_data.py tests/test_model.py tests/test_run.py tests/test_settings.py
 """  # and those of the engine, as they are in the template
+MORE_FILES = (
+    "src/PACKAGE/csv_file.py src/PACKAGE/plots.py src/PACKAGE/conf/model/mlp.yaml "
+    "src/PACKAGE/conf/lr_scheduler/cosine.yaml src/PACKAGE/conf/lr_scheduler/one_cycle.yaml "
+    "src/PACKAGE/conf/lr_scheduler/plateau.yaml "
+)
+EXAMPLE_FILES = {
+    "images": MORE_FILES
+    + (
+        "src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py src/PACKAGE/conf/data/digits.yaml "
+        "src/PACKAGE/conf/data/fashion_mnist.yaml src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml "
+        "src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/dataset/digits.yaml "
+        "src/PACKAGE/conf/dataset/fashion_mnist.yaml src/PACKAGE/conf/dataset/images.yaml "
+        "src/PACKAGE/conf/dataset/table.yaml"
+    ),
+    "table": MORE_FILES
+    + (
+        "src/PACKAGE/columns.py src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
+        "src/PACKAGE/conf/dataset/csv.yaml src/PACKAGE/conf/dataset/diabetes.yaml src/PACKAGE/conf/model/linear.yaml"
+    ),
+    "minimal": "src/PACKAGE/conf/data/points.yaml src/PACKAGE/conf/model/linear.yaml",
+}
+# none of these is left in a project that learns something else
+NOT_OF_IMAGES = {".pre-commit-config.yaml", "LICENSE"}  # hexadecimal digits
+OF_IMAGES = re.compile(
+    r"digits|\bpixel|photo|\bcnn\b|accuracy|fashion|logit|softmax|(?<!ENGINE\) )(?<!example `)\bimages\b", re.IGNORECASE
+)
 
 OWN_FILES = {
     "poetry": "poetry.toml",
@@ -61,10 +82,15 @@ def manager_of(project: Project) -> str:
 
 
 def assert_clean(
-    project: Project, package: str = "my_project", profile: str = "student", ci: str = "none", **_: str
+    project: Project,
+    package: str = "my_project",
+    profile: str = "student",
+    ci: str = "none",
+    example: str = "images",
+    **_: str,
 ) -> None:
     """Exactly the files it should have, each of the kind its name says, with nothing of the template left."""
-    names = f"{FILES} {OWN_FILES[manager_of(project)]} {CI_FILES[ci]}".split()
+    names = f"{FILES} {EXAMPLE_FILES[example]} {OWN_FILES[manager_of(project)]} {CI_FILES[ci]}".split()
     if profile == "team":
         names += {*TEAM_FILES["none"].split(), *TEAM_FILES[ci].split()}
     engine = [name for name in Project(PROJECT).files() if name.startswith(ENGINE) and "__pycache__" not in name]
@@ -76,6 +102,9 @@ def assert_clean(
         assert "{{" not in (text.replace("${{ ", "") if name.startswith(".github/") else text), name
         assert "{%" not in text, name
         assert name in engine or "cookiecutter" not in text, name  # the engine finds a newer one in a template
+        if example != "images" and name not in engine and name not in NOT_OF_IMAGES:
+            found = OF_IMAGES.search(text)
+            assert not found, (name, text[found.start() - 60 : found.end() + 60])
         if "ml_project" not in package:
             assert "ml_project" not in text, name
         if name.endswith(".toml"):
@@ -88,9 +117,17 @@ def assert_clean(
         run(sys.executable, "-m", "ruff", *tool, "--no-cache", ".", cwd=project.path)
 
 
-@pytest.mark.parametrize("answers", list(combinations()), ids=lambda answers: "-".join(answers.values()))
-def test_every_choice_and_every_pair_gives_a_clean_project(bake: Bake, answers: dict[str, str]) -> None:
-    project = bake(**answers)
+@pytest.mark.parametrize("answers", choices(), ids=lambda answers: "-".join(answers.values()))
+def test_every_choice_gives_a_clean_project(bake: Bake, answers: dict[str, str]) -> None:
+    assert_as_answered(bake(**answers), answers)
+
+
+@pytest.mark.parametrize("answers", list(pairs()), ids=lambda answers: "-".join(answers.values()))
+def test_every_pair_of_choices_gives_a_clean_project(bake: Bake, answers: dict[str, str]) -> None:
+    assert_as_answered(bake(**answers), answers)
+
+
+def assert_as_answered(project: Project, answers: dict[str, str]) -> None:
     assert_clean(project, **answers)
     settings = tomllib.loads(project.text("pyproject.toml"))
     chosen = settings["tool"]["ml-template"]
@@ -113,9 +150,27 @@ def test_every_choice_and_every_pair_gives_a_clean_project(bake: Bake, answers: 
     assert f'url = "{address}"\n' in project.text(".dvc/config")
 
 
+@pytest.mark.parametrize("example", CHOICES["example"])
 @pytest.mark.parametrize("package", ["a", "my_ml_project", "x" * 63])
-def test_the_length_of_the_package_name_does_not_matter(bake: Bake, package: str) -> None:
-    assert_clean(bake(package_name=package), package)
+def test_the_length_of_the_package_name_does_not_matter(bake: Bake, package: str, example: str) -> None:
+    assert_clean(bake(package_name=package, example=example), package, example=example)
+
+
+@pytest.mark.parametrize("example", CHOICES["example"][1:])
+def test_an_example_replaces_what_is_there(example: str) -> None:
+    """Each file that it takes away, and each passage that it says otherwise, stands in the project as it lies."""
+    settings = json.loads((PROJECT / "examples" / example / "example.json").read_text(encoding="utf-8"))
+    for pattern in settings["replaces"]:
+        assert list(PROJECT.glob(pattern)), pattern
+    files = [
+        file
+        for folder in (".", "docs", "scripts", "src/ml_project")
+        for file in PROJECT.glob(f"{folder}/*")
+        if file.is_file()
+    ]
+    texts = [file.read_bytes() for file in files]
+    for passage in settings["words"]:
+        assert any(passage.encode() in text for text in texts), passage
 
 
 @pytest.mark.parametrize(("license_", "line"), [

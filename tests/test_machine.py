@@ -91,12 +91,27 @@ CASES = [
     Case("WSL, Windows line ends", 0, "580.88, 8.9, 8188 MiB, NVIDIA GeForce RTX 4070 Laptop GPU\r\n", "cu130", "RTX 4070"),
     Case("decimal comma", 0, "580.65.06, 8,6, 24576 MiB, NVIDIA GeForce RTX 3090\n", "cu130", "RTX 3090"),
     Case("comma in the name", 0, "580.65.06, 8.6, 24576 MiB, NVIDIA A10, virtual\n", "cu130", "NVIDIA A10, virtual"),
+    Case("no blanks", 0, "580.65.06,8.6,24576 MiB,NVIDIA GeForce RTX 3090\n", "cu130", "NVIDIA GeForce RTX 3090, driver 580.65.06"),
+    Case("a number of 5,000 digits", 0, f"{'5' * 5000}, {'8' * 5000}, {'1' * 5000} MiB, NVIDIA A10\n", "cpu", "no GPU: 5555"),
+    Case("much memory", 0, f"580.65.06, 8.6, {'1' * 5000} MiB, NVIDIA A10\n", "cu130", "NVIDIA A10, driver 580.65.06"),
     Case("a warning before the table", 0, "WARNING: infoROM is corrupted\n580.65.06, 8.6, 1 MiB, NVIDIA A10\n", "cu130", "A10"),
 ]  # fmt: skip
 
 
-def chosen(case: Case) -> machine.Answer:
-    return machine.choose_cuda(machine.parse_nvidia_smi(case.status, case.output), BUILDS, system="Linux")
+ARM = [  # the wheels for aarch64 have code for fewer GPUs
+    Case("T4G", 0, "580.65.06, 7.5, 15360 MiB, NVIDIA T4G\n", "cpu", "no code for NVIDIA T4G (compute capability 7.5, least 8.0)"),
+    Case("T4G, old driver", 0, "525.60.13, 7.5, 15360 MiB, NVIDIA T4G\n", "cpu", "Update the driver"),
+    Case("A100, driver 535", 0, "535.183.01, 8.0, 40960 MiB, NVIDIA A100\n", "cu126", "older than 580"),
+    Case("GH200", 0, "580.65.06, 9.0, 97871 MiB, NVIDIA GH200 480GB\n", "cu130", "NVIDIA GH200"),
+    Case("DGX Spark", 0, "580.95.05, 12.1, [N/A], NVIDIA GB10\n", "cu130", "NVIDIA GB10"),
+    Case("Jetson Orin, JetPack 6", 0, "540.4.0, 8.7, [N/A], Orin (nvgpu)\n", "cpu", "is for servers, and Orin (nvgpu) is a Jetson. Update"),
+    Case("Jetson Orin, JetPack 7", 0, "580.00, 8.7, [N/A], Orin (nvgpu)\n", "cu130", "Orin (nvgpu), driver 580.00"),
+]  # fmt: skip
+
+
+def chosen(case: Case, processor: str = "x86_64") -> machine.Answer:
+    found = machine.parse_nvidia_smi(case.status, case.output)
+    return machine.choose_cuda(found, BUILDS, system="Linux", processor=processor)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -105,6 +120,21 @@ def test_the_build_follows_from_gpus_and_driver(case: Case) -> None:
     assert answer == case.answer
     assert case.reason in reason
     assert reason.isascii()
+
+
+@pytest.mark.parametrize("case", ARM, ids=lambda case: case.name)
+def test_the_build_follows_from_the_processor_too(case: Case) -> None:
+    answer, reason = chosen(case, "aarch64")
+    assert answer == case.answer
+    assert case.reason in reason
+    assert ("Update the driver" in reason) == ("is older than" in reason and answer == "cpu")
+
+
+def test_an_amd_gpu_is_named_as_what_is_not_offered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "AMD", path)
+    answer, reason = machine.choose_cuda(machine.nvidia(), BUILDS, system="Linux")
+    assert answer == "cpu"
+    assert reason == f"the GPU here is AMD's ({path}); PyTorch has builds for ROCm, which this template does not offer"
 
 
 def test_a_mac_takes_the_one_build_it_has() -> None:
@@ -134,6 +164,18 @@ def test_a_driver_that_hangs_does_not_hang_us(path: Path) -> None:
     found = machine.nvidia(limit_s=0.2)
     assert time.monotonic() - started < 30  # far from 60
     assert found == machine.Nvidia((), "", "nvidia-smi found no GPU: no answer within 0.2 s")
+
+
+def test_a_driver_that_prints_without_end_is_not_read_to_its_end(path: Path) -> None:
+    child = f"echo $$ > {path}/child; exec yes 580.65.06, 9.0, 81559 MiB, NVIDIA H100"
+    fake(path, "nvidia-smi", f"sh -c '{child}' & wait")
+    assert machine.nvidia(limit_s=60) == machine.Nvidia((), "", "nvidia-smi found no GPU: it prints without end")
+    command = Path("/proc", (path / "child").read_text().strip(), "cmdline")
+    for _ in range(200):
+        if not command.exists() or not command.read_bytes():
+            return
+        time.sleep(0.05)
+    raise AssertionError("what it has started goes on")
 
 
 def test_a_driver_too_old_for_the_question_is_asked_another(path: Path) -> None:
@@ -197,5 +239,6 @@ def test_the_facts_for_a_bug_report_name_their_sources(path: Path) -> None:
 
 if __name__ == "__main__":
     for case in CASES:
-        answer, reason = chosen(case)
-        print(f"{case.name:30} {answer:6} {reason}")
+        print("{:30} {:6} {}".format(case.name, *chosen(case)))
+    for case in ARM:
+        print("{:30} {:6} {}".format(f"aarch64: {case.name}", *chosen(case, "aarch64")))

@@ -64,6 +64,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Poetry has asked the indexes: the first lock takes a minute, the others half of one."""
+    return tmp_path_factory.mktemp("asked")
+
+
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """A user with an empty home, within another environment (which must not be touched)."""
@@ -106,8 +112,9 @@ def running_python() -> str:
 
 @pytest.mark.parametrize("manager", LOCKS)
 def test_a_project_is_set_up_and_trained(
-    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str
+    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], asked: Path, manager: str
 ) -> None:
+    env["POETRY_CACHE_DIR"] = str(asked)
     with urllib.request.urlopen(f"{index}/") as page:
         if "cpu/" not in page.read().decode():
             pytest.skip(f"pip has no wheel of torch 2.13.0+cpu for Python {running_python()} at hand")
@@ -145,7 +152,10 @@ def test_a_project_is_set_up_and_trained(
     run("make", "lock-fresh", cwd=project.path, env=env)
     assert list((project.path / ".venv").glob("lib/*/site-packages/runengine-*.dist-info"))
     assert re.search(r"= \d+ passed(, \d+ skipped)? in ", run("make", "test", cwd=project.path, env=env).output)
-    run("make", "train", "ARGS=experiment=smoke", cwd=project.path, env=env)
+    moved = project.path.rename(tmp_path / "moved")
+    run("make", "train", "ARGS=experiment=smoke", cwd=moved, env=env)
+    run("make", "setup", cwd=moved, env=env)
+    assert run(moved / ".venv/bin/dvc", "--version", cwd=moved, env=env).output.startswith("3.")
 
 
 def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:
@@ -168,10 +178,18 @@ def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:
 @pytest.mark.parametrize("cuda", CUDA_BUILDS)
 @pytest.mark.parametrize("manager", LOCKS)
 def test_every_cuda_build_is_locked_from_its_own_index(
-    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], manager: str, cuda: str
+    template: Path,
+    tmp_path: Path,
+    config_file: Path,
+    index: str,
+    env: dict[str, str],
+    asked: Path,
+    manager: str,
+    cuda: str,
 ) -> None:
     project = make(template, tmp_path, config_file, index, manager, cuda)
-    run(TOOLS / manager, "lock", cwd=project.path, env={n: v for n, v in env.items() if n != "VIRTUAL_ENV"})
+    outside = {name: value for name, value in env.items() if name != "VIRTUAL_ENV"}
+    run(TOOLS / manager, "lock", cwd=project.path, env={**outside, "POETRY_CACHE_DIR": str(asked)})
     packages = tomllib.loads(project.text(LOCKS[manager]))["package"]
     versions = [package["version"] for package in packages if package["name"] == "torch"]
     assert f"2.13.0+{cuda}" in versions

@@ -52,12 +52,18 @@ def setup(bake: Bake, index: str) -> Setup:
 
 
 @pytest.mark.slow
-def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index: str) -> None:
-    printed = setup("cu130").output
+def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index: str, tmp_path: Path) -> None:
+    kept = {"PYTHONDONTWRITEBYTECODE": "1"}  # the doctor imports it
+    printed = setup("cu130", **kept).output
+    installed = tmp_path / "out/my-project/.venv"
+    assert not list(installed.glob("lib/*/site-packages/torch/**/*.pyc"))  # what is imported is compiled then
     assert f"== pip's own indexes do not have it, trying {index}/cu130\n" in printed
     assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+cu130, build cu130, as asked for\n", printed)
     assert re.search(r"\nenvironment +ok +\.venv, made by venv\n", printed)
-    assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+cpu, build cpu, as asked for\n", setup("cpu").output)
+    assert re.search(
+        r"\nPyTorch +ok +PyTorch 2.13.0\+cpu, build cpu, as asked for\n", setup("cpu", **kept, LOCKED="1").output
+    )
+    assert list(installed.glob("lib/*/site-packages/torch/**/*.pyc"))  # in an image nobody could do it later
 
 
 def test_another_build_than_the_one_asked_for_is_refused(setup: Setup) -> None:

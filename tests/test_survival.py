@@ -1,4 +1,4 @@
-"""Trainings that are killed and continued; the project of `make demo`. All fifty: python benchmarks/survival.py."""
+"""Trainings that are killed and resumed; the project of `make demo`. More of them: python benchmarks/survival.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from survival import survive
 
 pytestmark = pytest.mark.slow
 
-NUM_KILLS = 8
+NUM_KILLS = 3  # these export their models, too
+NUM_CHANGED = 24  # half of them are moved, the others damaged
 NUM_STARTS = 200
 START_TOGETHER = """
 import multiprocessing, sys
@@ -42,6 +43,18 @@ def test_killed_trainings_end_like_one_that_was_left_alone(project: Path, tmp_pa
     lost = [kill for kill in kills if not kill.survived()]
     assert not lost
     assert sum(kill.left for kill in kills) >= NUM_KILLS // 3  # else they were killed before anything was at stake
+
+
+def test_killed_trainings_that_were_moved_or_damaged_end_alike_or_are_refused(project: Path, tmp_path: Path) -> None:
+    kills = survive(
+        project, "my_project", NUM_CHANGED, 1, tmp_path, ("tracking.log_model=false",), move=True, damage=True
+    )
+    assert not [kill for kill in kills if not kill.survived()]
+    moved = [kill for kill in kills if kill.change.startswith("moved")]
+    assert len(moved) == NUM_CHANGED // 2
+    assert all(kill.resumed for kill in moved)
+    refused = {kill.change.partition(",")[0] for kill in kills if kill.refused}
+    assert refused <= {"damaged: config.yaml", "damaged: checkpoints/last.ckpt", "damaged: checkpoints/best.ckpt"}
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")

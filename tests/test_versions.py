@@ -1,4 +1,4 @@
-"""Other Pythons generate every choice and every pair; a cookiecutter that is too old says what helps."""
+"""Other Pythons generate every choice; a cookiecutter that is too old says what helps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_another_python_generates(version: str, tmp_path: Path) -> None:
             shutil.copy(ROOT / name, tmp_path / "copy" / name)
     run("git", "init", "-q", cwd=tmp_path / "copy")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST"))}
-    command = ("make", "test-fast", f"PYTHON={python}", f"ARGS={WHAT}")
+    command = ("make", "test-fast", f"PYTHON={python}", f"ARGS={WHAT} -k 'not every_pair'")
     printed = run(*command, cwd=tmp_path / "copy", env={**env, "TMPDIR": "/tmp"}).output  # noqa: S108
     assert re.search(r"= \d+ passed.* in ", printed), printed[-2000:]
 

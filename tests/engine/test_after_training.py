@@ -13,7 +13,7 @@ import torch
 from ml_project.evaluate import evaluate
 from ml_project.model import CNN
 from mlflow import MlflowClient
-from runengine import Run, UserError, save_model
+from runengine import Run, UserError, save_model, save_test_metrics
 from runengine.tracking.registry import promote, serve
 from torch import Tensor, nn
 
@@ -141,3 +141,26 @@ def test_a_model_without_a_row_for_each_example_is_not_saved(tmp_path: Path, cap
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("model")) == ["model_refused.txt"]
     assert save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
     assert not run.model_refused.exists()
+
+
+@pytest.mark.parametrize("started", [{"LOCAL_RANK": "1"}, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}])
+def test_only_the_first_of_several_processes_writes_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: dict[str, str]
+) -> None:
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    run = Run(tmp_path / "run")
+    (run.folder / "model.new").mkdir(parents=True)  # what the first is writing
+    assert not save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
+    save_test_metrics(run, {"test/loss": 1.0})
+    assert [file.name for file in run.folder.iterdir()] == ["model.new"]
+
+
+def test_a_cut_out_example_makes_a_model_that_takes_any_batch(tmp_path: Path) -> None:
+    import mlflow
+
+    run, model = Run(tmp_path), nn.Linear(3, 2)
+    assert save_model(run, model, torch.randn(8, 5)[:, 1:4], {})
+    rows = torch.randn(2, 3)
+    served = mlflow.pyfunc.load_model(str(run.model)).predict(rows.numpy())
+    torch.testing.assert_close(torch.from_numpy(served), model(rows).detach())

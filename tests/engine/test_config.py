@@ -30,6 +30,7 @@ MISTAKES = {
     "+lr=0.1": "+lr adds a setting that nothing reads. Did you mean optimizer.lr? A setting of your own",
     "+tracking.uri=x": "+tracking.uri adds a setting that nothing reads. ",
     "model=cmn": f"model=cmn is not one of the choices: {MODELS}. Try ",
+    "lr_scheduler=null": "lr_scheduler=null: a group has no null on the command line. Leave it out by '~lr_scheduler'.",
     "modelx=cnn": "modelx is not a setting.",
     "optimizer.lr=fast": f"optimizer.lr must be a number such as {DEFAULT.optimizer.lr}, got 'fast'.",
     "data.batch_size=1.5": f"data.batch_size must be an integer such as {DEFAULT.data.batch_size}, got 1.5.",

@@ -136,7 +136,9 @@ def test_a_damaged_file_is_found(data: ImageData, kind: str) -> None:
     with (data.folder / f"val_{kind}.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
-    sentence = f"data/processed/val_{kind}.npy is damaged: its SHA-256 is not the one in split.json. Run: make data"
+    sentence = (
+        f"data/processed/val_{kind}.npy is damaged: its SHA-256 is not the one in split.json. Run: make data FORCE=1"
+    )
     with pytest.raises(UserError) as error:
         data.split("val")
     assert str(error.value) == sentence
@@ -144,7 +146,7 @@ def test_a_damaged_file_is_found(data: ImageData, kind: str) -> None:
 
 def test_a_damaged_record_is_found(data: ImageData) -> None:
     (data.folder / "split.json").write_text(json.dumps({"sha256": {}}))
-    with pytest.raises(UserError, match=r"^data/processed/split.json is damaged. Run: make data$"):
+    with pytest.raises(UserError, match=r"^data/processed/split.json is damaged. Run: make data FORCE=1$"):
         data.split("val")
 
 

@@ -267,6 +267,16 @@ def test_a_mistake_in_a_table_is_found_where_a_spreadsheet_shows_it(text: str, s
     assert sentence_of(lambda: tables.from_csv("new.csv", "y", [])) == sentence
 
 
+def test_numbers_to_be_predicted_are_taken_for_no_classes() -> None:
+    Path("new.csv").write_text("w,y\n" + "".join(f"{row},{row / 7}\n" for row in range(100)))
+    assert sentence_of(lambda: tables.from_csv("new.csv", "y", [])) == (
+        "new.csv: the column 'y' has 100 different numbers in 100 rows: they are no classes, but numbers to be "
+        "predicted. Make a project of the example `table` for them."
+    )
+    Path("new.csv").write_text("w,y\n" + "".join(f"{row},{row % 25}\n" for row in range(100)))
+    assert len(set(tables.from_csv("new.csv", "y", []).labels)) == 25
+
+
 def test_a_table_that_is_not_there_gets_one_sentence() -> None:
     sentence = "no.csv does not exist. Put your table there, or set dataset.file."
     assert sentence_of(lambda: tables.from_csv("no.csv", "label", [])) == sentence
@@ -295,8 +305,14 @@ def test_a_source_may_give_words_or_numbers_with_names() -> None:
     (RawDataset(GREY_N, TWO_N, features=["width"]),
      "a dataset with features must give rows of the shape N F and N labels, got (12, 1, 4, 4) and 12."),
     (RawDataset(GREY_N, TWO_N + 1, ["a", "b"]), "with 2 names of classes, labels must be 0 to 1."),
+    (RawDataset(np.where(GREY_N >= 0, 1e39, 0), TWO_N),
+     "the data hold values that are no numbers, or too large for float32. Fix them in the raw data."),
+    (RawDataset(np.where(GREY_N[:, 0, 0] >= 0, np.inf, 0), TWO_N, features=list("abcd")),
+     "the data hold values that are no numbers, or too large for float32. Fix them in the raw data."),
+    (RawDataset(np.where(np.arange(48).reshape(12, 4) % 2, 1e308, -1e308), TWO_N, features=list("abcd")),
+     "the data hold values that are no numbers, or too large for float32. Fix them in the raw data."),
     (RawDataset(GREY_N * np.nan, TWO_N),
-     "the images hold values that are no numbers (NaN or infinite). Fix them in the raw data."),
+     "the data hold values that are no numbers, or too large for float32. Fix them in the raw data."),
     (RawDataset(GREY_N, np.arange(12) // 3), "12 examples of 4 classes cannot be split by test_fraction=0.25: "
      "The test_size = 3 should be greater or equal to the number of classes = 4. "
      "Add examples, or change the fraction."),

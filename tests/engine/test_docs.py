@@ -1,10 +1,4 @@
-"""The pages of a project: those on how to do something are followed to the letter, with one epoch in place of many.
-
-- a fenced block of `sh` is run, and must succeed;
-- a block of `python` or `yaml` after the name of a file is put at that file's end; where there is none, it is made;
-- a block of `diff` is applied to the file that was named last;
-- `make test ARGS=...` is run after all of these; what else is indented by four spaces, or a block of `py`, is not.
-"""
+"""The pages of a project: those on how to do something are followed to the letter, as `pages.py` says."""
 
 from __future__ import annotations
 
@@ -24,6 +18,7 @@ import reference
 import runengine
 import torch
 from conftest import SOURCE
+from pages import follow, quickly
 from runengine import Run, compose
 from runengine.machine import doctor
 from runengine.settings import project
@@ -32,10 +27,6 @@ from runengine.settings.config import flatten
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
 PAGES = ("experiment", "model", "metric", "sweep", "bring-your-own-data", "engine")
-QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
-ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", re.MULTILINE | re.DOTALL)
-
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.
 SERVER = """
 import importlib, json, os, runpy, sys
@@ -91,32 +82,6 @@ class Copy:
             status, output = done.returncode, done.stdout + done.stderr
         assert status == 0, f"{command}\n{output[-4000:]}"
 
-    def write(self, name: str, content: str) -> None:
-        """At the end of the file, or as a new one."""
-        file = self.folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        before = f"{file.read_text(encoding='utf-8')}\n\n" if file.is_file() else ""
-        file.write_text(before + content, encoding="utf-8")
-
-    def change(self, name: str, diff: str) -> None:
-        file = self.folder / name
-        old = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[:1] in ("-", " "))
-        new = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[:1] in ("+", " "))
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        assert text.count(old) == 1, f"{name} does not have this once:\n{old}"
-        file.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def quickly(overrides: list[str], module: str) -> list[str]:
-    if not module.endswith("train") or "--cfg" in overrides:
-        return overrides
-    typed = {override.partition("=")[0] for override in overrides}
-    added = {key for key in ALWAYS if key not in typed} | ({"search.trials"} if "search" in typed else set())
-    kept = [one for one in overrides if one.partition("=")[0] not in added]
-    if "run_dir" not in typed:  # that one is to go on for longer than before
-        kept = [f"{key}={QUICK[key]}" if (key := one.partition("=")[0]) in QUICK else one for one in kept]
-    return [*kept, *(f"{key}={QUICK[key]}" for key in sorted(added)), "trainer=cpu", "tracking=off"]
-
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Copy]:
@@ -134,21 +99,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterato
 def test_a_page_can_be_followed(page: str, origin: Copy) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    file, num_commands = "", 0
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    for kind, content, name in FENCE.findall(text):
-        if name:
-            file = name
-        elif kind == "sh":
-            for command in content.splitlines():
-                origin.run(command)
-                num_commands += 1
-        elif kind == "diff":
-            origin.change(file, content)
-        elif kind in ("python", "yaml"):
-            origin.write(file, content)
-    assert num_commands > 1
-    for tests in re.findall(r"^    make test ARGS=(\S+)$", text, re.MULTILINE):
+    for tests in follow(DOCS / f"{page}.md", origin.folder, origin.run):
         shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
         env = {**os.environ, "PYTHONPATH": str(origin.folder / "src"), "OMP_NUM_THREADS": "1"}

@@ -838,3 +838,26 @@ def test_a_full_gpu_is_one_sentence() -> None:
         "CUDA out of memory. Tried to allocate 20.00 GiB. Try half of data.batch_size, or see who holds the GPU's "
         "memory: make doctor"
     )
+
+
+MEMORY = {
+    "PyTorch": ("torch.empty(10**15)", ": another 3,725,290.3 GiB were asked for"),
+    "NumPy": ("np.empty(10**15)", ""),
+    "Python": ("bytearray(10**15)", ""),
+    "a model's class": ("instantiate({'_target_': 'torch.nn.Linear', 'in_features': 10**8, 'out_features': 10**8})", (
+        ": another 37,252,903.0 GiB were asked for"
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("does", "wanted"), MEMORY.values(), ids=MEMORY)
+def test_a_full_memory_is_one_sentence(does: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    import torch
+    from hydra.utils import instantiate
+
+    with pytest.raises(SystemExit) as ended, errors.friendly_errors():
+        eval(does, {"torch": torch, "np": np, "instantiate": instantiate})  # noqa: S307
+    assert ended.value.code == 1
+    remedy = "Try half of data.batch_size, a smaller model, or less data at once."
+    assert capsys.readouterr().err == f"error: this machine's memory is used up{wanted}. {remedy}\n"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import HERE, STEPS, Killed, same, stopped, weights
+from conftest import HERE, SOURCE, STEPS, Killed, same, stopped, weights
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from runengine import Run, UserError, compose, load_config
 from runengine.runs.resolve import UNFINISHED, resolve_run
+from runengine.settings import files
 from runengine.training.checkpoints import AtomicCheckpointIO
 
 Train = Callable[..., Run]
@@ -52,9 +56,17 @@ def test_a_run_stopped_at_any_step_equals_a_straight_run(
     assert same(run_training(HERE), straight)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGUSR2"])
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """As in a terminal: tests that were started by nohup inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
-    run_training: Train, at_step: AtStep, name: str, caplog: pytest.LogCaptureFixture
+    run_training: Train, at_step: AtStep, name: str, hangups: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     at_step(STEPS + 1, lambda: signal.raise_signal(getattr(signal, name)))
@@ -68,6 +80,34 @@ def test_a_signal_marks_the_mlflow_run_and_continuing_ends_it(
     assert status == "FINISHED"
     assert steps["val/loss"] == [STEPS, 2 * STEPS, 3 * STEPS]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_started_by_nohup_goes_on(run_training: Train, at_step: AtStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGHUP))
+        assert run_training(EPOCHS).finished()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_leaves_a_run_that_is_resumed(run_training: Train, hangups: None) -> None:
+    straight = run_training("trainer.max_epochs=60")
+    (batch_size,) = re.findall(r"^  batch_size: (\d+)", straight.config.read_text(), re.MULTILINE)
+    typed = ["trainer=cpu", "tracking=off", f"trainer.limit_train_batches={STEPS}", f"data.batch_size={batch_size}"]
+    command = [sys.executable, "-m", "ml_project.train", *typed, "trainer.max_epochs=60", HERE]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, environment)  # noqa: S606
+    log = Run(Path("runs/x")).log
+    while not (log.exists() and "epoch 3 of 60" in log.read_text()):
+        os.read(terminal, 10000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    assert log.read_text().splitlines()[-1].endswith("stopped. Resume with: python -m ml_project.train run_dir=runs/x")
+    assert len(Run(Path("runs/x")).history.read_text().splitlines()) < 50
+    assert same(run_training(HERE), straight)
 
 
 def test_a_signal_in_validation_stops_after_the_epoch(run_training: Train, at_step: AtStep) -> None:
@@ -219,6 +259,52 @@ def test_a_half_copied_folder_is_refused(run_training: Train) -> None:
         resolve_run(compose("train", [HERE]))
 
 
+def test_a_damaged_configuration_is_made_again_by_the_command_that_is_named(workplace: Path) -> None:
+    def train(*settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ml_project.train", *settings, HERE]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PATH": path}
+    short = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "tracking=off")
+    assert train(*short, "optimizer.lr=0.004").returncode == 0
+    run, history = Run(Path("runs/x")), Path("runs/x/history.csv").read_text()
+    run.metrics.unlink()  # as if it had been killed
+    before = run.config.read_text()
+    run.config.write_text("")
+    refused = train()
+    assert refused.returncode == 1
+    sentence, command = refused.stderr.strip().split(" Make it again: ")
+    assert sentence == "error: runs/x/config.yaml is damaged: it has no `trainer`."
+    subprocess.run(command, shell=True, check=True, env=environment)  # noqa: S602
+    assert run.config.read_text() == before.replace("run_dir: null", "run_dir: runs/x")
+    assert train().returncode == 0
+    assert (run.history.read_text(), load_config(run).optimizer.lr) == (history, 0.004)
+
+    assert train("trainer.max_epochs=2").returncode == 0
+    run.config.write_text("")  # the first command would make that of one epoch
+    assert train().stderr.endswith("Copy it from the run's artifacts in MLflow, or train again.\n")
+
+
+def test_settings_of_a_run_that_somebody_edited_are_checked_like_typed_ones(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", HERE)
+    before = run.config.read_text()
+    for key, value, sentence in [
+        ("trainer.max_epochs", "six", "trainer.max_epochs must be a number >= 1, got 'six'."),
+        ("trainer.max_epochs", None, "trainer.max_epochs must be a number >= 1, got None."),
+        ("seed", -1, "seed must be >= 0 and <= 4294967295, got -1."),
+        ("data.batch_size", [8], "data.batch_size must be a number >= 1, got [8]."),
+        ("monitor.mode", "best", "monitor.mode must be min or max, got best."),
+    ]:
+        cfg = OmegaConf.create(before)
+        OmegaConf.update(cfg, key, value)
+        OmegaConf.save(cfg, run.config)
+        with pytest.raises(UserError, match=rf"^runs/x/config.yaml: {re.escape(sentence)}$"):
+            run_training("trainer.max_epochs=2", HERE)
+    run.config.write_text(before)
+    assert run_training("trainer.max_epochs=2", HERE).num_starts() == 2
+
+
 def test_a_run_starts_from_the_weights_of_another(run_training: Train) -> None:
     first = run_training("trainer.max_epochs=2", "trainer.limit_train_batches=1.0")
     second = run_training("trainer.max_epochs=1", f"init_from={first.folder}", "optimizer.lr=1e-12", "model.dropout=0")
@@ -241,6 +327,81 @@ def test_what_a_run_was_made_with_is_in_its_folder(run_training: Train) -> None:
     (run.folder / "environment.json").write_text('{"python": "3.1", "packages": {"torch": "0.1"}}')
     run_training("trainer.max_epochs=3", HERE)
     assert "this run was started with other versions: Python 3.1 -> 3." in run.log.read_text()
+
+
+SMALL_FILES = """environment.json data.json starts.jsonl metrics.jsonl mlflow_run_id mlflow_sent.json unsent.json
+    run.json history.csv metrics.json checkpoints/fingerprint.json uncommitted.diff error.txt""".split()  # noqa: SIM905
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "garbage": lambda content: b"\xff{]" + content[3:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_whose_small_files_are_damaged_is_resumed(
+    run_training: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """As a power cut leaves them. What is known in spite of it is in MLflow."""
+    monkeypatch.setattr(files, "_said", set())
+    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow", "tracking.log_model=false")
+    run.error.write_text("as if it had failed\n")
+    found = [run.folder / name for name in SMALL_FILES if (run.folder / name).exists()]
+    assert len(found) > 8
+    for file in found:
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    run_training("trainer.max_epochs=2", HERE, "tracking=mlflow", "tracking.log_model=false")
+    assert run.finished()
+    assert same(run, run_training("trainer.max_epochs=2"))
+    printed = "".join(capsys.readouterr())
+    for name in ("environment.json", "data.json"):
+        assert printed.count(f"{name} is damaged: what it said is not known") == 1
+    assert "other data" not in printed
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_run(str(run.mlflow_id())).info.status == "FINISHED"
+    assert 2 * STEPS in [metric.step for metric in client.get_metric_history(str(run.mlflow_id()), "val/loss")]
+
+
+def test_a_damaged_history_is_written_again_where_no_epoch_is_left(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2", HERE)
+    history = run.history.read_text()
+    run.metrics.unlink()  # as if it had been killed after its last checkpoint
+    run.history.write_bytes(DAMAGES["garbage"](run.history.read_bytes()))
+    run_training(HERE)
+    assert run.finished()
+    assert run.history.read_text() == history
+
+
+def test_an_id_that_is_damaged_is_found_again(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow", "tracking.log_model=false")
+    run_id = run.mlflow_id()
+    run.mlflow_run_id.write_bytes(b"\0" * 33)
+    run_training("trainer.max_epochs=2", HERE)
+    assert run.mlflow_id() == run_id
+    assert mlflow_record(run)[1]["val/loss"] == [STEPS, 2 * STEPS]
+
+
+def test_a_run_is_not_resumed_on_other_data(run_training: Train, workplace: Path) -> None:
+    """What it was trained on may be in the validation split by now."""
+    run = run_training("trainer.max_epochs=1", HERE)
+    split = workplace / "data/processed/split.json"
+    before, known = split.read_text(), run.data.read_text()
+    split.write_text(json.dumps({**json.loads(before), "split_seed": 99}))
+    refused = (
+        r"^runs/x was trained on other data: data/processed has changed since\. Bring back the data it was trained on, "
+        r"leave run_dir out to start a new run, or resume with the new ones by allow_changes=true\.$"
+    )
+    with pytest.raises(UserError, match=refused):
+        run_training("trainer.max_epochs=2", HERE)
+    assert (run.num_starts(), run.data.read_text()) == (1, known)
+    assert run.metrics.is_file()
+    run_training("trainer.max_epochs=2", HERE, "allow_changes=true")
+    assert "this run was started with other data: data/processed has changed since" in run.log.read_text()
+    run_training("trainer.max_epochs=3", HERE)  # the new ones are its data now
+    split.write_text(before)
+    with pytest.raises(UserError, match=refused):
+        run_training("trainer.max_epochs=4", HERE)
 
 
 def test_a_pipeline_continues_its_run_and_starts_over_if_something_changed(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -15,16 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import weights
+from conftest import SOURCE, weights
 from ml_project.evaluate import evaluate
-from ml_project.predict import load, predict, read_images
+from ml_project.predict import Model, load, predict, read_images, write
 from ml_project.predict import main as predict_main
 from mlflow import MlflowClient
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from runengine import Run, UserError, find, load_config, typed_path
 from runengine.runs import provenance
+from runengine.runs.weights import read_checkpoint
+from runengine.settings import project, targets
 from runengine.settings.errors import explain
 from runengine.tracking.registry import promote
+from runengine.training.checkpoints import AtomicCheckpointIO
 
 Train = Callable[..., Run]
 
@@ -149,6 +155,68 @@ def test_predict_refuses_what_is_no_picture(run_training: Train, content: str | 
     assert str(error.value) == sentence
 
 
+def npz_of(images: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images)
+    return buffer.getvalue()
+
+
+def npy_claiming(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + bytes(100)
+
+
+ZEROS_NCHW = np.zeros((2, 1, 8, 8))
+NPZ = npz_of(np.random.default_rng(0).random((2, 1, 8, 8)))
+DAMAGED_ARRAYS = {
+    "no zip.npz": b"PK\x03\x04 and no more",
+    "cut.npz": npz_of(ZEROS_NCHW)[:-40],
+    "flipped.npz": NPZ[:300] + b"\0\0" + NPZ[302:],
+    "empty.npy": b"",
+    "cut.npy": npy_claiming((3, 1, 8, 8)),
+    "25 TB.npy": npy_claiming((10**11, 1, 8, 8)),
+    "more than a number holds.npy": npy_claiming((10**30, 1, 8, 8)),
+    "empty.npz": b"",
+    "no array.npy": pickle.dumps({"images": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED_ARRAYS)
+def test_predict_refuses_files_that_are_damaged_or_claim_too_much(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(DAMAGED_ARRAYS[name])
+    with pytest.raises(UserError) as error:
+        read_images(file, (1, 8, 8), {})
+    assert str(error.value) == f"{file} is neither an image nor an array `images`. Give image files, .npy or .npz."
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "complex64", "bool"])
+def test_predict_refuses_numbers_of_which_nobody_knows_the_scale(tmp_path: Path, dtype: str) -> None:
+    file = tmp_path / "x.npy"
+    np.save(file, ZEROS_NCHW.astype(dtype))
+    with pytest.raises(UserError) as error:
+        read_images(file, (1, 8, 8), {})
+    wanted = "must hold uint8, or floats as the model saw them in the training"
+    assert str(error.value) == f"{file} {wanted}, got {dtype}."
+
+
+def test_predict_refuses_names_of_too_few_classes_and_takes_strange_names_of_files(tmp_path: Path) -> None:
+    def probabilities(images_NCHW: np.ndarray) -> np.ndarray:
+        return np.full((len(images_NCHW), 3), 1 / 3, dtype=np.float32)
+
+    file = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.npy"))
+    np.save(file, ZEROS_NCHW)
+    model = Model(probabilities, (1, 8, 8), {"classes": ["a", "b", "c"]})
+    for output in (tmp_path / "answers.csv", tmp_path / "answers.parquet"):
+        write(predict(model, [file]), output)
+    assert "/\\xff.npy,0,0,a,0.33" in (tmp_path / "answers.csv").read_text()
+    with pytest.raises(UserError) as error:
+        predict(model._replace(data={"classes": ["a", "b"]}), [file])
+    sentence = "the model answers for 3 classes, but its data.json names 2."
+    assert str(error.value) == f"{sentence} Bring back that file, from the run's artifacts in MLflow."
+
+
 def test_predict_with_a_model_of_a_table_refuses_pictures(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     sentence = "x.png is no table, but the model was trained on one. Give .csv files, .npy or .npz."
@@ -210,8 +278,118 @@ def test_a_checkpoint_of_another_model_is_refused(run_training: Train) -> None:
 def test_a_damaged_checkpoint_is_refused(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1")
     run.best.write_bytes(run.best.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best.ckpt is damaged: it cannot be read as a checkpoint."):
+    refused = r"best.ckpt is damaged: it cannot be read as a checkpoint. Bring back a copy of it, or train again\.$"
+    with pytest.raises(UserError, match=refused):
         evaluate(run)
+
+
+@pytest.mark.parametrize("problem", ["is not there", "is damaged"])
+def test_a_run_whose_best_weights_are_lost_is_not_resumed(run_training: Train, problem: str) -> None:
+    """It would end without them, as none of the epochs that are left may be better."""
+    run = run_training("trainer.max_epochs=2", "run_dir=runs/x")
+    best, known = run.best.read_bytes(), run.starts.read_text()
+    if problem == "is damaged":
+        run.best.write_bytes(best[: len(best) // 2])
+    else:
+        run.best.unlink()
+    sentence = (
+        f"{run.best} {problem}, so the weights of the best epoch are lost. Bring back a copy of it, or start a new run "
+        f"from the last weights of this one: init_from={run.last}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        run_training("run_dir=runs/x", "trainer.max_epochs=3")
+    assert (run.starts.read_text(), run.error.exists()) == (known, False)
+    assert run_training("trainer.max_epochs=1", f"init_from={run.last}").finished()
+    run.best.write_bytes(best)
+    assert run_training("run_dir=runs/x", "trainer.max_epochs=3").num_starts() == 2
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(run_training: Train) -> None:
+    """Anywhere, but where nothing is read: between the parts of the file."""
+    run = run_training("trainer.max_epochs=1", "run_dir=runs/x", "model=mlp", "model.hidden=16")
+    content, wanted = run.last.read_bytes(), weights(run)
+    found, bits = 0, range(len(content) // 50, len(content), len(content) // 50)
+    for place in bits:
+        run.last.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            read = read_checkpoint(run.last)["state_dict"]
+            assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
+        except UserError:
+            found += 1
+    assert found > len(bits) // 2
+
+    best = run.best
+    remedy = f"Bring back a copy of it, or start a new run from the best weights of this one: init_from={best}"
+    where = content.index(next(iter(wanted.values())).numpy().tobytes()[:64])
+    run.last.write_bytes(content[:where] + bytes([content[where] ^ 16]) + content[where + 1 :])
+    sentence = f"{run.last} is damaged: it cannot be read as a checkpoint. {remedy}."
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        run_training("run_dir=runs/x", "trainer.max_epochs=2")
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):  # also where Lightning itself loads it
+        AtomicCheckpointIO().load_checkpoint(run.last)
+    assert run_training("model=mlp", "model.hidden=16", "trainer.max_epochs=1", f"init_from={best}").finished()
+
+
+HOSTILE = """psutil.Popen subprocess.Popen subprocess.run os.system os.popen builtins.eval builtins.exec runpy.run_path
+    importlib.import_module ctypes.CDLL webbrowser.open shutil.rmtree pathlib.Path.write_text hydra.utils.instantiate
+    torch.hub.load torch.load torch.utils.cpp_extension.load_inline torch.nn.modules.module.torch.hub.load
+    torch.nn.functional pytorch_lightning.LightningModule.load_from_checkpoint webbrowser.get
+    pytorch_lightning.callbacks.timer.os.system
+    ml_project.prepare.runengine.atomic_write ml_project.prepare.shutil.rmtree ml_project.train.instantiate ml_project
+    ml_project_evil.run torchmetrics.utilities.os.system runengine.download joblib.load""".split()  # noqa: SIM905
+
+
+def test_a_run_of_somebody_else_runs_nothing_that_the_project_does_not(run_training: Train, workplace: Path) -> None:
+    run = run_training("trainer.max_epochs=1", "run_dir=runs/x", "model=mlp")
+    recorded = run.config.read_text()
+    for target in HOSTILE:
+        run.config.write_text(recorded.replace("_target_: ml_project.model.MLP", f"_target_: {target}"))
+        sentence = (
+            f"runs/x/config.yaml would run {target}, which no settings file of this project names. If you trust that, "
+            f'write into pyproject.toml, under [tool.runengine]: targets = ["{target}"]'
+        )
+        with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+            evaluate(run)
+        with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+            run_training("run_dir=runs/x", "trainer.max_epochs=2")
+    run.config.write_text(recorded)
+
+    elsewhere = recorded.replace("_target_: ml_project.model.MLP", "_target_: ${what}") + "what: psutil.Popen\n"
+    run.config.write_text(elsewhere)
+    with pytest.raises(UserError, match=r"^runs/x/config.yaml would run psutil.Popen, which no settings file"):
+        evaluate(run)
+    run.config.write_text(recorded)
+
+    timer = "pytorch_lightning.callbacks.timer.Timer"
+    typed = ("trainer.max_epochs=1", f"+callbacks.timer._target_={timer}")
+    with pytest.raises(UserError, match=f"^what was typed would run {timer}, which no settings file"):
+        run_training(*typed)
+    settings = (workplace / "pyproject.toml").read_text()
+    (workplace / "pyproject.toml").write_text(f'{settings}targets = ["{timer}"]\n')
+    timed = run_training(*typed)
+    assert evaluate(timed)
+
+    run.about.write_text('{"format": 1, "module": "antigravity.train"}')
+    assert run.script() is sys.modules["ml_project.train"]
+    assert run.test_module() == "ml_project.evaluate"
+
+
+def test_settings_files_may_name_a_target_in_every_way_that_yaml_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "any").mkdir()
+    (tmp_path / "any/any.yaml").write_text(
+        'a: {x: {_target_: one.A}, y: {_target_: two.B}}\n"b":\n  \'_target_\': "three.C"\nc: {"_target_": four.D}\n'
+        "# _target_: five.E\nd: [{_target_: six.F}]\n"
+    )
+    monkeypatch.setattr(project, "conf_folders", lambda: [tmp_path])
+    cfg = OmegaConf.load(tmp_path / "any/any.yaml")
+    assert isinstance(cfg, DictConfig)
+    targets.refuse_strangers(cfg, "this")
+    cfg.d.append({"_target_": "five.E"})
+    cfg.e = {"f": {"_target_": "${d[0]._target_}"}}
+    with pytest.raises(UserError, match=r"^this would run five.E, which no settings file"):
+        targets.refuse_strangers(cfg, "this")
 
 
 def test_a_run_of_a_newer_engine_is_refused_in_one_sentence(run_training: Train) -> None:
@@ -285,7 +463,7 @@ def test_the_version_of_the_data_is_that_of_dvc_if_its_lock_describes_them() -> 
     assert provenance.data_version(folder) == of_split
     md5 = "b8fcfc43abfe401466304caaa97c795c.dir"  # DVC's own
     Path("dvc.lock").write_text("stages: {prepare: {outs: [{path: two, md5: " + md5 + "}]} }")
-    assert provenance.data_version(folder) == {"data_dvc_md5": md5}
+    assert provenance.data_version(folder) == {**of_split, "data_dvc_md5": md5}
     (folder / "a").write_text("changed")
     assert provenance.data_version(folder) == of_split
     Path("dvc.lock").write_text("<<<<<<< HEAD")
@@ -295,7 +473,7 @@ def test_the_version_of_the_data_is_that_of_dvc_if_its_lock_describes_them() -> 
 def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "git_state", lambda: {"git_commit": "abc", "git_dirty": True})
     monkeypatch.setattr(provenance, "_git", lambda *arguments: "what was edited")
-    provenance.copy_code(tmp_path / "code")
+    provenance.copy_code(tmp_path / "code", diff=True)
     program = (
         "from pathlib import Path\nfrom runengine.runs import provenance\n"
         "provenance.write_diff(Path('.'))\nprint(provenance.__file__, provenance.git_state())"
@@ -305,6 +483,29 @@ def test_a_copy_of_the_code_knows_the_commit_it_was_made_of(tmp_path: Path, monk
     assert done.stdout.startswith(str(tmp_path / "code"))
     assert "'git_commit': 'abc'" in done.stdout
     assert Path("uncommitted.diff").read_text() == "what was edited"
+
+
+def test_a_secret_that_is_not_committed_is_not_recorded(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = f"AKIA{'Q7' * 8}"  # as Amazon's look
+    part = "diff --git a/{0} b/{0}\n--- a/{0}\n+++ b/{0}\n@@ -1 +1,2 @@\n import os\n+{1}\n"
+    harmless, bad = part.format("src/model.py", "WIDTH = 3"), part.format("src/store.py", f'KEY = "{key}"')
+    committed = part.format("src/old.py", "x = 1").replace(" import os", f'-KEY = "{key}"')
+    monkeypatch.setattr(provenance, "git_state", lambda: {"git_commit": "abc", "git_dirty": True})
+    monkeypatch.setattr(provenance, "_git", lambda *arguments: harmless + bad + committed)
+    run = run_training("trainer.max_epochs=1")
+    assert run.diff.read_text() == harmless + committed
+    assert os.name == "nt" or run.diff.stat().st_mode & 0o777 == 0o600
+    sentence = (
+        "what is not committed in src/store.py is not recorded: a password, a token or a key may be in it. Where: "
+        "detect-secrets scan src/store.py; a false alarm: # pragma: allowlist secret at the end of its line\n"
+    )
+    assert sentence in run.log.read_text()
+    assert not run_training("trainer.max_epochs=1", "tracking.diff=false").diff.exists()
+
+    monkeypatch.setitem(sys.modules, "detect_secrets.core.scan", None)
+    without = run_training("trainer.max_epochs=1")
+    assert not without.diff.exists()
+    assert "what is not committed is not recorded: detect-secrets, which looks for" in without.log.read_text()
 
 
 def test_the_driver_of_the_gpus_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,3 +525,19 @@ def test_the_driver_of_the_gpus_is_recorded(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(pynvml, "nvmlInit", refused)
     assert provenance.environment()["driver"] is None
+
+
+def test_a_training_imports_nothing_large_that_it_does_not_use(workplace: Path) -> None:
+    """scipy.signal, of which torchmetrics wants one name, and pandas: two seconds and 160 MB of a start."""
+    program = (
+        "import sys\n"
+        "from ml_project.train import train\n"
+        "sys.argv = 'train trainer=cpu trainer.max_epochs=1 trainer.limit_train_batches=2 tracking=off'.split()\n"
+        "train()\n"
+        "print(sorted({'pandas', 'scipy.signal'} & sys.modules.keys()))\n"
+        "import scipy.signal\n"
+        "print(scipy.signal.welch.__module__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\nscipy.signal._spectral_py\n")

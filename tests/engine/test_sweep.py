@@ -61,9 +61,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     write = provenance.write
 
-    def record(run: Run, data: Path | None) -> None:
+    def record(run: Run, data: Path | None, *, diff: bool) -> None:
         names.append(run.folder.name)
-        write(run, data)
+        write(run, data, diff=diff)
 
     monkeypatch.setattr(provenance, "write", record)
     return names
@@ -116,7 +116,7 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
 def test_a_run_that_fails_is_told_and_the_others_finish(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail_in_001(run: Run, data: Path | None) -> None:
+    def fail_in_001(run: Run, data: Path | None, *, diff: bool) -> None:
         if run.folder.name == "001":
             raise RuntimeError("no luck\nat all")
 
@@ -135,10 +135,10 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 ) -> None:
     record = provenance.write
 
-    def stop_at_001(run: Run, data: Path | None) -> None:
+    def stop_at_001(run: Run, data: Path | None, *, diff: bool) -> None:
         if run.folder.name == "001":
             os.kill(os.getpid(), signal.SIGTERM)
-        record(run, data)
+        record(run, data, diff=diff)
 
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "write", stop_at_001)
@@ -258,10 +258,10 @@ def test_a_trial_of_seeds_that_lacks_a_run_has_no_mean(
 ) -> None:
     write = provenance.write
 
-    def fail_in_001(run: Run, data: Path | None) -> None:
+    def fail_in_001(run: Run, data: Path | None, *, diff: bool) -> None:
         if run.folder.name == "001" and not (run.folder.parent / "002").exists():
             raise RuntimeError("no luck")
-        write(run, data)
+        write(run, data, diff=diff)
 
     monkeypatch.setattr(provenance, "write", fail_in_001)
     typed = [*SHORT, "search=default", "search.space.model=null", "search.trials=2", "seeds=2"]

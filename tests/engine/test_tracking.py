@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +28,16 @@ from ml_project.evaluate import evaluate, per_class
 from ml_project.predict import load, predict, write
 from ml_project.prepare import prepare
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from runengine import Run, UserError, compose, find, load_config, save_model
 from runengine.settings.check import check
 from runengine.settings.errors import explain
-from runengine.tracking import mlflow_client
+from runengine.tracking import mlflow_client, sender
+from runengine.tracking.mlflow_client import refuse_taken_port
 from runengine.tracking.mlflow_sync import MlflowSync
+from runengine.tracking.model_server import LimitedBody, Message, Receive, Send
 from runengine.tracking.payload import read_rows, registered_name
 from runengine.tracking.registry import champion, promote
 from runengine.tracking.sync import note, sync
@@ -213,12 +220,89 @@ def test_a_killed_run_is_marked_by_sync(run_training: Train) -> None:
     assert history(run, "val/loss") == [4, 8]
 
 
+def test_what_a_kill_has_left_among_the_artifacts_is_removed(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    artifacts = LocalArtifactRepository(client().get_run(str(run.mlflow_id())).info.artifact_uri)
+    parts = [Path(artifacts._create_staging_artifact("best.ckpt", folder)[1]) for folder in ("checkpoints", None)]
+    assert all(part.exists() for part in parts)
+    assert sync([run]) == 0
+    assert not any(part.exists() for part in parts)
+
+
+def test_a_clock_that_was_set_back_lets_no_run_end_before_its_start(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    rows = [json.loads(line) for line in run.metric_rows.read_text().splitlines()]
+    day_ms = 24 * 3600 * 1000
+    run.metric_rows.write_text("".join(json.dumps({**row, "time_ms": row["time_ms"] - day_ms}) + "\n" for row in rows))
+    assert sync([run]) == 0
+    info = client().get_run(str(run.mlflow_id())).info
+    assert info.end_time == info.start_time
+
+
 def test_a_run_that_was_killed_when_all_was_written_is_finished(run_training: Train) -> None:
     run = run_training("trainer.max_epochs=1", "tracking=mlflow")
     client().set_terminated(run.mlflow_run_id.read_text().strip(), "RUNNING")
     note(run, "RUNNING")
     assert sync([run]) == 0
     assert client().get_run(run.mlflow_run_id.read_text().strip()).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["copied", "moved"])
+def test_a_project_that_was_copied_or_moved_takes_its_artifacts_along(
+    run_training: Train, workplace: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    one = ["trainer.max_epochs=1", "tracking=mlflow"]
+    first = run_training(*one, "register=true")
+    promote(first)
+    name = registered_name(load_config(first).experiment_name)
+    there = workplace.with_name(f"{workplace.name} a copy's")
+    shutil.copytree(workplace, there, ignore=shutil.ignore_patterns("*.lock"))
+    before = sorted(workplace.rglob("*"))
+    if moved:
+        shutil.rmtree(workplace)
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there.as_posix()}/mlflow.db")
+    second = run_training(*one)
+    for run in (first, second):
+        recorded = client().get_run(str(Run(there / run.folder).mlflow_id()))
+        assert str(recorded.info.artifact_uri).startswith((there / "mlruns").as_uri())
+        assert {file.path for file in client().list_artifacts(recorded.info.run_id)} > {"config.yaml", "model"}
+    (version,) = client().search_model_versions(f"name = '{name}'")
+    assert mlflow_client.mlflow_client(os.environ["MLFLOW_TRACKING_URI"]).get_model_version(name, version.version)
+    assert load(f"models:/{name}@champion")
+    assert sorted(workplace.rglob("*")) == ([] if moved else before)
+    if not moved:
+        store = f"sqlite:///{workplace.as_posix()}/mlflow.db"
+        old = mlflow_client.mlflow_client(store).get_run(str(Run(there / first.folder).mlflow_id()))
+        assert str(old.info.artifact_uri).startswith((workplace / "mlruns").as_uri())
+
+
+class Slow(MlflowSync):
+    """Has 10 answers to wait for, in all for longer than a run waits for one."""
+
+    finished = ""
+
+    def update(self, status: str = "RUNNING") -> None:
+        for _ in range(10):
+            time.sleep(0.6)
+            self.answered_at = time.monotonic()
+
+    def finish(self, status: str) -> None:
+        self.finished = status
+
+
+def test_the_end_of_a_run_waits_for_a_server_as_long_as_it_answers(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MlflowSync", Slow)
+    monkeypatch.setattr(sender, "PATIENCE_S", {"FINISHED": (4, 60)})
+    (workplace / "run").mkdir()
+    sending = sender.Sender(Run(workplace / "run"), "http://127.0.0.1:9")
+    sending.wake.set()
+    time.sleep(4.6)  # it has been asked for longer than 4 s when the run ends
+    sending.close("FINISHED", lambda: False)
+    assert isinstance(sending.sync, Slow)
+    assert sending.sync.finished == "FINISHED"
 
 
 def test_a_request_whose_answer_was_lost_makes_no_second_run_and_no_second_metric(run_training: Train) -> None:
@@ -406,3 +490,46 @@ def test_the_table_of_classes() -> None:
         ("dog", 2, pytest.approx(2 / 3), 1.0, 0.8),
         ("fox", 0, 0, 0, 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("port", "sentence"),
+    [
+        (65536, "port 65536 of 127.0.0.1 cannot be taken: bind(): port must be 0-65535. Take another: PORT=5005"),
+        (None, "port {port} of 127.0.0.1 cannot be taken: Address already in use. Take another: PORT={next}"),
+    ],
+)
+def test_a_port_that_cannot_be_taken_is_refused_before_anything_is_loaded(port: int | None, sentence: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = port or other.getsockname()[1]
+        with pytest.raises(UserError, match=re.escape(sentence.format(port=taken, next=taken + 1))):
+            refuse_taken_port("127.0.0.1", taken)
+
+
+def test_a_body_is_kept_up_to_its_limit_and_the_rest_is_read_and_refused() -> None:
+    seen: list[bytes] = []
+    sent: list[Any] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        seen.append((await receive())["body"])
+
+    async def ask(*parts: bytes) -> None:
+        waiting = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+        waiting.append({"type": "http.request"})
+
+        async def receive() -> Message:
+            return waiting.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await LimitedBody(app, max_mb=1)({"type": "http"}, receive, send)
+        assert not waiting
+
+    asyncio.run(ask(bytes(400_000), b"1" * 600_000))
+    assert seen == [bytes(400_000) + b"1" * 600_000]
+    asyncio.run(ask(bytes(400_000), bytes(600_001), b"1"))
+    assert len(seen) == 1
+    assert [sent[0]["status"], sent[1]["body"][:34]] == [413, b"the request is larger than 1 MB. S"]

@@ -21,7 +21,7 @@ endif
 
 setup: ## make the environment and check the PyTorch build
 	@sh scripts/setup_env.sh setup $(BIN)/python $(READY)
-	@$(MAKE) --no-print-directory dvc-ready store-ready offer
+	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 # newer packages than the lock has:  rm conda-lock.txt && make clean-env setup lock
 lock: ## write the exact conda packages to conda-lock.txt, for the next setup

@@ -22,7 +22,7 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something is unknown
 	@touch $(READY)
-	@$(MAKE) --no-print-directory dvc-ready store-ready offer
+	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 lock: ## take the newest versions that pyproject.toml allows into uv.lock
 	$(UV) lock --upgrade

@@ -12,7 +12,7 @@ BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} p
 setup: ## make the environment and check the PyTorch build
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 was found. Install one, or name it: make setup BASE_PYTHON=..." >&2; exit 1; }
 	@$(BASE_PYTHON) scripts/setup_env.py
-	@$(MAKE) --no-print-directory dvc-ready store-ready offer
+	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 .PHONY: lock-fresh clean-env
 

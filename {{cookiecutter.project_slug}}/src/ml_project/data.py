@@ -109,10 +109,10 @@ class ImageData(pl.LightningDataModule):
 
     def _read(self, name: str) -> ImageSplit:
         images_file, labels_file, _ = files_of(self.folder, name)
-        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder)}"
+        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder, damaged=True)}"
         for needed in (images_file, labels_file, record_file):
             if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. {again}")
+                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
             checksums = {file: record["sha256"][file.name] for file in (images_file, labels_file)}

@@ -12,13 +12,13 @@ A `.csv` file holds rows with the columns of the table that the model was traine
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 import runengine
 from runengine import Run, UserError
@@ -26,6 +26,9 @@ from runengine import Run, UserError
 from .datasets import others
 from .images import read_image
 from .tables import read_table
+
+if TYPE_CHECKING:  # a training does without
+    import pandas as pd
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ARRAYS = {".npy", ".npz"}
@@ -67,17 +70,26 @@ def load(name: str | None) -> Model:
 
 def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
     """A row for each image in these files and folders: where it is, its most probable class and that probability."""
+    import pandas as pd
+
     classes, rows = model.data.get("classes"), []
     for file in _expand(files):
         images_NCHW = read_images(file, model.input_shape, model.data)
+        place = os.fsencode(file).decode(errors="backslashreplace")  # names may be no UTF-8
         _refuse_no_numbers(images_NCHW, file, 0, "it holds NaN, or more than float32 can hold. Fix it or leave it out.")
         for start in range(0, len(images_NCHW), AT_ONCE):
             probabilities_NK = model.probabilities(images_NCHW[start : start + AT_ONCE])
             _refuse_no_numbers(probabilities_NK, file, start, "the model answers with NaN. Give another --model.")
+            num_classes = probabilities_NK.shape[1]
+            if classes and len(classes) != num_classes:
+                raise UserError(
+                    f"the model answers for {num_classes} classes, but its data.json names {len(classes)}. Bring back "
+                    "that file, from the run's artifacts in MLflow."
+                )
             for index, probabilities_K in enumerate(probabilities_NK, start):
                 label = int(probabilities_K.argmax())
                 name = classes[label] if classes else str(label)
-                rows.append((str(file), index, label, name, float(probabilities_K[label])))
+                rows.append((place, index, label, name, float(probabilities_K[label])))
     return pd.DataFrame(rows, columns=["file", "index", "label", "class", "probability"])
 
 
@@ -97,12 +109,20 @@ def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any
     if len(input_shape) != 3 and file.suffix not in ARRAYS:
         raise UserError(f"{file} is no table, but the model was trained on one. Give .csv files, .npy or .npz.")
     try:
-        images = np.load(file, allow_pickle=False) if file.suffix in ARRAYS else read_image(file, input_shape)[None]
-        images = images["images"] if file.suffix == ".npz" else images
-    except (ValueError, KeyError, EOFError):
+        if file.suffix in ARRAYS:
+            with file.open("rb") as opened:
+                images = np.load(opened, allow_pickle=False)
+                images = images["images"] if file.suffix == ".npz" else images
+        else:
+            images = read_image(file, input_shape)[None]
+    except PermissionError:
+        raise
+    except Exception:  # what is raised depends on how it is damaged, or claims to be larger than any memory
         raise UserError(f"{file} is neither an image nor an array `images`. Give image files, .npy or .npz.") from None
     if images.shape[1:] != input_shape:
         raise UserError(f"{file} must hold images of the shape N, {str(input_shape)[1:-1]}, got {images.shape}.")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UserError(f"{file} must hold uint8, or floats as the model saw them in the training, got {images.dtype}.")
     scale = 255 if images.dtype == np.uint8 else 1
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
         return np.ascontiguousarray(images, dtype=np.float32) / np.float32(scale)

@@ -76,11 +76,11 @@ def files_of(folder: Path, split: str) -> list[Path]:
     return [folder / f"{split}_{kind}.npy" for kind in ("images", "labels", "rows")]
 
 
-def command_for(folder: Path) -> str:
-    """What has to be typed to have this folder."""
+def command_for(folder: Path, *, damaged: bool = False) -> str:
+    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
     if folder.name in runengine.choices("dataset"):
         return f"python -m {__package__}.prepare dataset={folder.name}"
-    return "make data"
+    return "make data FORCE=1" if damaged else "make data"
 
 
 def settings_for(input_shape: Sequence[int], num_classes: int) -> str:
@@ -146,13 +146,16 @@ def _images(raw: RawDataset, train: np.ndarray) -> tuple[np.ndarray, dict[str, A
 
     if raw.images.dtype == np.uint8:
         return raw.images, {}
-    if not np.isfinite(raw.images).all():
-        raise UserError("the images hold values that are no numbers (NaN or infinite). Fix them in the raw data.")
-    if not raw.features:
-        return raw.images.astype(np.float32), {}
-    scaler = StandardScaler().fit(raw.images[train])
-    record = {"features": list(raw.features), "mean": scaler.mean_.tolist(), "std": scaler.scale_.tolist()}
-    return scaler.transform(raw.images).astype(np.float32), record
+    values, record = raw.images, {}
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is refused
+        if raw.features and np.isfinite(values).all():
+            scaler = StandardScaler().fit(values[train])
+            record = {"features": list(raw.features), "mean": scaler.mean_.tolist(), "std": scaler.scale_.tolist()}
+            values = scaler.transform(values)
+        stored = values.astype(np.float32)
+    if not np.isfinite(stored).all():
+        raise UserError("the data hold values that are no numbers, or too large for float32. Fix them in the raw data.")
+    return stored, record
 
 
 def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:

@@ -8,22 +8,23 @@ Legend: N rows, F features: columns of numbers.
 from __future__ import annotations
 
 import difflib
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from runengine import UserError, listed
 
+from .csv_file import MISSING, read_csv
 from .datasets import RawDataset, others
 
-MISSING = {"", "?", "na", "n/a", "nan", "none", "null"}  # compared in lower case
-AS_IT_STANDS = {"header": None, "dtype": object, "na_filter": False, "skip_blank_lines": False}  # every value as text
+if TYPE_CHECKING:  # a training does without
+    import pandas as pd
+
+MOST_CLASSES = 20  # that may be numbers, if there are fewer than four rows for each
 LARGEST = 1e100  # the squares of larger ones, summed up, may be more than float64 holds
 
 
@@ -35,7 +36,7 @@ def from_csv(file: str, label: str, ignore: Sequence[str]) -> RawDataset:
         label: the column of the classes, words or numbers.
         ignore: columns that are left out, such as a number of the row.
     """
-    table = _read_csv(Path(file))
+    table = read_csv(Path(file))
     names = list(table.columns)
     for name in [label, *ignore]:
         if name not in names:
@@ -49,6 +50,11 @@ def from_csv(file: str, label: str, ignore: Sequence[str]) -> RawDataset:
     _refuse_missing(file, table[[label]])
     values_NF = _numbers(file, table[features])
     labels = table[label].map(str.strip).tolist()
+    if len(set(labels)) > max(MOST_CLASSES, len(labels) / 4) and all(math.isfinite(_number(text)) for text in labels):
+        raise UserError(
+            f"{file}: the column {label!r} has {len(set(labels))} different numbers in {len(labels)} rows: they are no "
+            "classes, but numbers to be predicted. Make a project of the example `table` for them."
+        )
     numbers = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", text) for text in labels)  # as numbers, 10 comes after 9
     return RawDataset(values_NF, np.array(labels, dtype=np.int64 if numbers else str), features=features)
 
@@ -62,51 +68,12 @@ def read_table(file: Path, data: Mapping[str, Any]) -> np.ndarray:
     """
     if "features" not in data:
         raise UserError(f"{file} is a table, but the model was not trained on one. Give --model=runs/... that was.")
-    table = _read_csv(file)
+    table = read_csv(file)
     if absent := [name for name in data["features"] if name not in table]:
         raise UserError(f"{file} lacks what the model was trained on: {listed(absent)}.")
     values_NF = _numbers(file, table[data["features"]])
     standardised_NF: np.ndarray = (values_NF - np.array(data["mean"])) / np.array(data["std"])
     return standardised_NF.astype(np.float32)
-
-
-def _read_csv(file: Path) -> pd.DataFrame:
-    """Every value as text; the index has the numbers of a spreadsheet's rows: the names of the columns are row 1."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Put your table there, or set dataset.file.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # Excel marks UTF-8 by three bytes
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is no text in UTF-8. From Excel, save it as `CSV UTF-8`.") from None
-    lines = text.lstrip("\n") or "\n"  # pandas counts the columns in the first line
-    first_row = 1 + len(text) - len(lines)
-    separator = max(",;\t", key=lines.partition("\n")[0].count)
-    try:  # pandas' other engine reads `"2"3` as 23, and fills up rows that are too short
-        table = pd.read_csv(io.StringIO(lines), sep=separator, engine="python", **AS_IT_STANDS)
-    except pd.errors.ParserError as error:
-        if too_long := re.fullmatch(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
-            wanted, line, found = map(int, too_long.groups())
-            raise _of_another_length(file, first_row - 1 + line, found, wanted) from None
-        raise UserError(f"{file} is no table of values separated by {separator!r}: {error}.") from None
-    table.index += first_row
-    table = table.dropna(how="all")  # empty lines; an empty value is "", and only what is absent NaN
-    if len(table) < 2:
-        raise UserError(f"{file} holds no rows: it needs a line of names, then one line an example.")
-    names, table = table.iloc[0].map(str.strip), table.iloc[1:]
-    for column in np.flatnonzero(names == ""):
-        raise UserError(
-            f"{file}: column {column + 1} has no name. Name it, or delete it (pandas: to_csv(index=False))."
-        )
-    if twice := sorted(set(names[names.duplicated()])):
-        raise UserError(f"{file} has more than one column {listed(twice)}. Give each a name of its own.")
-    lengths = table.count(axis=1)
-    for row in table.index[lengths < len(names)]:
-        raise _of_another_length(file, row, lengths[row], len(names))
-    return table.set_axis(names, axis=1)
-
-
-def _of_another_length(file: Path, row: int, found: int, wanted: int) -> UserError:
-    return UserError(f"{file}, row {row}: {found} values for {wanted} columns. Fix this row.")
 
 
 def _numbers(file: str | Path, texts: pd.DataFrame) -> np.ndarray:

@@ -25,10 +25,17 @@ UNLISTED = {  # typed by the Makefile and dvc.yaml alone
     "hooks": "repository",
     "mlflow": "tracking.pages",
     "offer": "repository",
+    "settle": "settings.settle",
 }
 SUBCOMMANDS = {"promote", "serve"}  # of one module
 MODULES = {**{name: module for name, (module, _) in COMMANDS.items()}, **UNLISTED}
-OF_GIT_AND_DVC = {"dvc-ready", "first-commit", "hooks", "offer"}  # any engine can do these, for the project at hand
+OF_GIT_AND_DVC = {
+    "dvc-ready",
+    "first-commit",
+    "hooks",
+    "offer",
+    "settle",
+}  # any engine can do these, for the project at hand
 OF_THE_ENGINE = {"engine", "upgrade"}  # they work where files of the engine are missing, and whichever was imported
 
 

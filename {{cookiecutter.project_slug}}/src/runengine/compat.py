@@ -9,19 +9,35 @@
 | `hydra._internal.core_plugins.basic_sweeper` | Hydra 1.3.8 | the combinations of a sweep |
 | `trial._trial_id` | Optuna 5.0 | reports of a trial that is resumed |
 | `_basic_subprocess_cmd`, `_hydra_subprocess_cmd` | Lightning 2.6.6 | several devices in a sweep or a notebook |
+| `scipy.signal`, a stand-in for it | torchmetrics 1.9.0 | a second and 65 MB at each start |
 | `SlurmInfoWatcher._make_command`, `._registered`, `._finished` | submitit 1.5.4 | sweeps on clusters without sacct |
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import optuna
     import pytorch_lightning as pl
+
+
+def import_torchmetrics() -> None:
+    """Import it before Lightning does, and without scipy.signal: torchmetrics gives that an alias for one package."""
+    if sys.modules.keys() & {"torchmetrics", "scipy.signal"} or importlib.util.find_spec("gammatone"):
+        return
+    stand_in = ModuleType("scipy.signal")
+    vars(stand_in)["hamming"] = None  # the alias: that it is there is all that is asked
+    sys.modules["scipy.signal"] = stand_in
+    try:
+        import torchmetrics  # noqa: F401
+    finally:
+        del sys.modules["scipy.signal"]
 
 
 def progress(trainer: pl.Trainer) -> tuple[int, int]:

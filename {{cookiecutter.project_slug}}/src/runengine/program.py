@@ -23,6 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from .compat import import_torchmetrics
 from .launch import slurm
 from .runs.resolve import resolve_run
 from .runs.run import Run, load_config
@@ -108,6 +109,7 @@ class Program:
                 sync([run])
             return run
         access = Access(cfg.tracking.mlflow_uri if process.rank() == 0 else None)  # asked while torch is imported
+        import_torchmetrics()
         import pytorch_lightning as pl
 
         quiet_lightning()

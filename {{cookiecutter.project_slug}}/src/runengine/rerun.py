@@ -102,6 +102,11 @@ def _check_out(run: Run, commits: set[str | None], place: Path) -> Path:
 def _bring_packages(run: Run, place: Path, code: Path) -> None:
     """Install, into a folder of their own, the packages that had another version."""
     then = read_json(run.environment)
+    if "python" not in then or "packages" not in then:
+        raise UserError(
+            f"{run.environment} is missing or damaged: with which packages {run.folder} was trained is not known. "
+            "Copy it from the run's artifacts in MLflow."
+        )
     if then["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
         raise UserError(f"{run.folder} was trained with Python {then['python']}, this is {platform.python_version()}.")
     missing = other_versions(then["packages"], provenance.environment()["packages"], code / "pyproject.toml")

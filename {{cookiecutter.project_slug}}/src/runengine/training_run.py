@@ -91,12 +91,13 @@ class TrainingRun(Run):
         """Load the weights this start begins with: of the checkpoint it resumes from, else of `init_from`, if given.
 
         Raises:
-            UserError: the file is damaged, or belongs to another model; the message names the layers.
+            UserError: the file is damaged, or belongs to another model; the message names the layers. Or the best
+                checkpoint of the run that is resumed is damaged or absent.
         """
-        from .runs.weights import load_weights
+        from .runs.weights import load_weights, refuse_without_best
 
         if self.resume_from:
-            load_weights(task, self.resume_from)
+            refuse_without_best(self, load_weights(task, self.resume_from))
         elif init_from:
             load_weights(task, _checkpoint(init_from))
 
@@ -147,7 +148,9 @@ class TrainingRun(Run):
                 log.info("%s: %s", *choice)
             # Lightning's children read the configuration from the folder
             arguments = (f"run_dir={self.folder}", "hydra.mode=RUN")
-            stack.enter_context(distributed.children_run(project.current().module, *arguments))
+            options = self.cfg.trainer
+            several = options.get("devices", 1) > 1 and options.get("num_nodes", 1) == 1
+            stack.enter_context(distributed.children_run(project.current().module, *arguments, several=several))
             stack.enter_context(self.signals)
             if self.is_main:
                 self._open_tracker()

@@ -86,7 +86,7 @@ def prepare(config: DictConfig, sweep: Run) -> None:
     launcher = config.hydra.launcher
     # of each start of the sweep its own: jobs of an earlier one may still wait
     code = sweep.code.absolute() / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-    provenance.copy_code(code)
+    provenance.copy_code(code, diff=config.tracking.diff)
     with open_dict(launcher):
         launcher.name = re.sub(r"[^\w.-]", "_", f"{project.current().package}-{sweep.folder.name}")
         launcher.submitit_folder = str(sweep.slurm.absolute())

@@ -42,7 +42,7 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
         open_log(run.log)
         provenance.record_start(run)
         run.write_about()
-        provenance.write(run, provenance.data_folder(cfg))
+        provenance.write(run, provenance.data_folder(cfg), diff=cfg.tracking.diff)
         if run.starts_over:
             log.info("%s starts over: %s", run.folder, run.starts_over)
         _record_fingerprint(run, cfg)

@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from .. import manifest
 from ..settings import code, project
 from ..settings.console import listed
-from ..settings.files import read_json, sha256
+from ..settings.files import atomic_write, drop_half_a_line, read_json, sha256
 from .run import Run
+from .uncommitted import write_without_secrets
 
 COPY_OF = project.COPY_OF
 
@@ -52,6 +53,7 @@ def record_start(run: Run) -> None:
         "engine": manifest.state(),
         **git_state(),
     }
+    drop_half_a_line(run.starts)
     with run.starts.open("a", encoding="utf-8") as starts:
         starts.write(json.dumps(record) + "\n")
 
@@ -73,20 +75,22 @@ def data_folder(cfg: DictConfig) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def write(run: Run, data: Path | None) -> None:
+def write(run: Run, data: Path | None, *, diff: bool) -> None:
     """`environment.json`, `data.json` and, where files differ from the commit, `uncommitted.diff`.
 
     Args:
         run: its folder has been made.
         data: the folder of the prepared data, if there is one.
+        diff: whether what is not committed is recorded.
     """
     if data is not None:
         _write_data(run.data, data)
     now = environment()
     if before := read_json(run.environment):
         _warn_of_changes(before, now)
-    run.environment.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    write_diff(run.folder)
+    atomic_write(run.environment, json.dumps(now, indent=2) + "\n")
+    if diff:
+        write_diff(run.folder)
 
 
 def write_diff(folder: Path) -> None:
@@ -95,10 +99,10 @@ def write_diff(folder: Path) -> None:
         return
     copied = COPY_OF.with_name(Run.diff.name)
     text = copied.read_text(encoding="utf-8") if copied.is_file() else _git("diff", "HEAD")
-    (folder / Run.diff.name).write_text(text, encoding="utf-8")
+    write_without_secrets(folder / Run.diff.name, text)
 
 
-def copy_code(folder: Path) -> None:
+def copy_code(folder: Path, *, diff: bool) -> None:
     """The package as it is now, with the Git state it is in: what is edited later is not what a waiting job runs."""
     owner = project.current()
     plugins = project.ENGINE_FOLDER.parent / "hydra_plugins"
@@ -106,20 +110,29 @@ def copy_code(folder: Path) -> None:
         (owner.package, owner.folder), (project.ENGINE, project.ENGINE_FOLDER), ("hydra_plugins", plugins)
     ):  # fmt: skip
         shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    write_diff(folder)
+    if diff:
+        write_diff(folder)
     (folder / COPY_OF.name).write_text(json.dumps(git_state()) + "\n", encoding="utf-8")
 
 
 def data_version(folder: Path) -> dict[str, str]:
-    """DVC's hash of the prepared data, if `dvc.lock` describes them as they are; else the SHA-256 of `split.json`.
+    """The SHA-256 of `split.json`, and DVC's hash of the prepared data if `dvc.lock` describes them as they are.
 
     Reads the data once, about as long as the check of their SHA-256 takes; DVC itself would have to be imported.
     """
     if not (folder / "split.json").is_file():
         return {}
+    version = {"data_split_sha256": sha256(folder / "split.json")}
     if (known := _locked_data(folder)) and known == _dvc_hash(folder):
-        return {"data_dvc_md5": known}
-    return {"data_split_sha256": sha256(folder / "split.json")}
+        version["data_dvc_md5"] = known
+    return version
+
+
+def split_changed(run: Run, folder: Path | None) -> bool:
+    """Was the run trained on another split, or on other files, than `split.json` of this folder describes?"""
+    before = read_data(run).get("data_split_sha256")
+    split = folder / "split.json" if folder else None
+    return bool(before and split and split.is_file() and sha256(split) != before)
 
 
 def fingerprint(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
@@ -156,9 +169,10 @@ def _write_data(file: Path, data: Path) -> None:
         return
     known = {key: value for key, value in read_json(data / "split.json").items() if key != "sha256"}
     record = {"folder": data.as_posix(), **version, **known}
-    if file.is_file() and read_json(file) != record:
+    before = read_json(file)
+    if before and before != record:
         log.warning("this run was started with other data: %s has changed since", data)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    atomic_write(file, json.dumps(record, indent=2) + "\n")
 
 
 def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

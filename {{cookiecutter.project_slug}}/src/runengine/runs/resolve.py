@@ -13,9 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..settings import process, project
+from ..settings.check import check
 from ..settings.config import RECORDED_ONLY, deciding, flatten, typed_key
 from ..settings.console import listed
 from ..settings.errors import UserError
+from ..settings.targets import refuse_strangers
 from . import provenance
 from .lock import owner
 from .run import RUNS, Run, having, load_config
@@ -36,8 +38,10 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
         overrides: what was typed; a run is resumed with its own configuration, which these may not contradict.
 
     Raises:
-        UserError: the folder is no run, is not complete, or was trained with other settings.
+        UserError: the folder is no run, is not complete, or was trained with other settings or data; or these would
+            build what the project does not.
     """
+    refuse_strangers(cfg, "what was typed")
     folder = _folder(cfg, overrides)
     if folder is None:
         return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
@@ -47,7 +51,9 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
     if run.config.exists():
         _refuse_another_script(run)
         _refuse_half_a_copy(run)
-        return run, _continued(run, cfg, overrides)
+        stored = _continued(run, cfg, overrides)
+        _refuse_other_data(run, stored, allow_changes=cfg.allow_changes)
+        return run, stored
     strange = {file.name for file in folder.iterdir()} - LEFT_BY_A_SWEEP if folder.is_dir() else set()
     if run.last.exists() or run.best.exists() or (strange and not run.lock.exists()):
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Leave run_dir out.")
@@ -102,9 +108,23 @@ def _refuse_half_a_copy(run: Run) -> None:
             )
 
 
+def _refuse_other_data(run: Run, cfg: DictConfig, *, allow_changes: bool) -> None:
+    """What was trained on may be in the validation split by now, and every result would be too good."""
+    folder = provenance.data_folder(cfg)
+    if run.last.exists() and not allow_changes and provenance.split_changed(run, folder):
+        raise UserError(
+            f"{run.folder} was trained on other data: {folder} has changed since. Bring back the data it was trained "
+            "on, leave run_dir out to start a new run, or resume with the new ones by allow_changes=true."
+        )
+
+
 def _continued(run: Run, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The stored configuration, unless what was typed contradicts it."""
     stored = load_config(run, complete=True)
+    try:
+        check(stored, project.current().script)
+    except UserError as mistake:  # somebody has edited the file
+        raise UserError(f"{run.config}: {mistake}") from None
     composed, before = dict(flatten(cfg)), dict(flatten(stored))
     typed = {typed_key(override).lstrip("+~") for override in overrides}
     everything = bool(typed & {"experiment", "debug"})  # these change settings of any group

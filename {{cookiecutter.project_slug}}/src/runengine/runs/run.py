@@ -1,15 +1,12 @@
 """A run is its folder: configuration, checkpoints, log, and the id of its MLflow run.
 
-    runs/<experiment>/<start to the microsecond>-<random>/
-        run.json         the format of this folder, and the module that trains here
-        config.yaml      what was composed; the checkpoints are read with it
-        checkpoints/     last.ckpt to resume from, best.ckpt to use, fingerprint.json: their settings, code and data
-        starts.jsonl  environment.json  data.json  uncommitted.diff    how, with what and from which code it was started
-        history.csv  metrics.jsonl  train.log  mlflow_run_id  tensorboard/  model/
-        metrics.json     the best epoch, and the id in MLflow; written last: a folder that has it is finished
-        error.txt        why it failed
-
-Training in a folder that holds `last.ckpt` resumes it, in the same MLflow run. One process at a time.
+runs/<experiment>/<start to the microsecond>-<random>/
+    run.json         the format of this folder, and the module that trains here
+    config.yaml      what was composed; the checkpoints are read with it
+    checkpoints/     last.ckpt to resume from, best.ckpt to use, fingerprint.json: their settings, code and data
+    starts.jsonl  environment.json  data.json  uncommitted.diff    how, with what and from which code it was started
+    history.csv  metrics.jsonl  train.log  error.txt  mlflow_run_id  tensorboard/  model/
+    metrics.json     the best epoch, and the id in MLflow; written last: a folder that has it is finished
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..settings import process, project
 from ..settings.config import compose, from_root
 from ..settings.errors import UserError
-from ..settings.files import atomic_file, atomic_write, read_json
+from ..settings.files import atomic_file, atomic_write, parse_lines, read_json
+from ..settings.targets import refuse_strangers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,13 +127,17 @@ class Run:
             )
         return module
 
+    def own_module(self) -> str:
+        """The same of this project: what a folder from elsewhere names is not imported."""
+        return f"{project.current().package}.{self.module().partition('.')[2]}"
+
     def resume_command(self) -> str:
         """What DVC has started, it must end as well."""
         return "dvc repro" if "DVC_STAGE" in os.environ else f"python -m {self.module()} run_dir={self.folder}"
 
     def script(self) -> ModuleType:
         """The module that trains here, imported: with its `build_data` and `build_task`."""
-        return importlib.import_module(self.module())
+        return importlib.import_module(self.own_module())
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write a figure into the run's folder; MLflow gets it, too."""
@@ -152,7 +155,7 @@ class Run:
 
     def test_module(self) -> str | None:
         """The owner's `evaluate`, if there is one."""
-        name = f"{self.module().rpartition('.')[0]}.evaluate"
+        name = f"{self.own_module().rpartition('.')[0]}.evaluate"
         return name if importlib.util.find_spec(name) else None
 
     def test_command(self) -> str:
@@ -160,8 +163,9 @@ class Run:
         return f"python -m {self.module().rpartition('.')[0]}.evaluate {self.folder}"
 
     def mlflow_id(self) -> str | None:
-        """None where MLflow has not answered yet."""
-        return self.mlflow_run_id.read_text(encoding="utf-8").strip() if self.mlflow_run_id.is_file() else None
+        """None where MLflow has not answered yet, or the file is damaged."""
+        text = self.mlflow_run_id.read_bytes().strip() if self.mlflow_run_id.is_file() else b""
+        return text.decode() if re.fullmatch(rb"[0-9a-f]{32}", text) else None
 
     def finished(self) -> bool:
         return self.metrics.is_file() and self.config.is_file()
@@ -170,12 +174,11 @@ class Run:
         return self.sweep.is_file()
 
     def num_starts(self) -> int:
-        return len(self.starts.read_text(encoding="utf-8").splitlines()) if self.starts.is_file() else 0
+        return len(self.read_starts())
 
     def read_starts(self) -> list[dict[str, Any]]:
         """When, where and how it was started, each time."""
-        lines = self.starts.read_text(encoding="utf-8").splitlines() if self.starts.is_file() else []
-        return [json.loads(line) for line in lines]
+        return parse_lines(self.starts, self.starts.read_bytes().splitlines() if self.starts.is_file() else [])
 
 
 def read_numbers(file: Path) -> dict[str, float]:
@@ -219,10 +222,10 @@ def load_config(run: Run, *, complete: bool = False) -> DictConfig:
 
     Args:
         run: has one.
-        complete: fill in today's defaults of settings that came later, and say so.
+        complete: they will be built; fill in today's defaults of settings that came later, and say so.
 
     Raises:
-        UserError: the file is damaged, or of a newer engine.
+        UserError: the file is damaged, or of a newer engine, or would build what this project does not.
     """
     run.module()
     try:
@@ -232,15 +235,24 @@ def load_config(run: Run, *, complete: bool = False) -> DictConfig:
     except Exception:  # what a damaged file raises depends on where it is damaged
         cfg = None
     if not isinstance(cfg, DictConfig) or "trainer" not in cfg:
-        raise UserError(f"{run.config} is damaged: it has no `trainer`. Copy it from the run's artifacts in MLflow.")
+        raise UserError(f"{run.config} is damaged: it has no `trainer`. {_how_to_have_config(run)}")
     if complete:
         defaults = compose(run.module().rpartition(".")[2])
         if added := _fill(cfg, defaults, ""):
-            print(
-                f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken.",
-                file=sys.stderr,
-            )
+            said = f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken."
+            print(said, file=sys.stderr)
+        refuse_strangers(cfg, str(run.config))
     return from_root(cfg)
+
+
+def _how_to_have_config(run: Run) -> str:
+    """By what the first start typed, unless a later one typed other settings; MLflow has it of runs that ended."""
+    commands = [shlex.split(str(start.get("command", ""))) for start in run.read_starts()]
+    first = commands[0] if commands else []
+    later = {word for command in commands[1:] for word in command[3:] if not word.startswith("run_dir=")}
+    if first[:2] != ["python", "-m"] or later - set(first) or Run(run.folder.parent).is_sweep():
+        return "Copy it from the run's artifacts in MLflow, or train again."
+    return f"Make it again: {shlex.join(first)} --cfg job > {shlex.quote(str(run.config))}"
 
 
 def _fill(cfg: DictConfig, defaults: DictConfig, prefix: str) -> list[str]:

@@ -19,6 +19,7 @@ def open_log(file: Path) -> None:
     on_screen.addFilter(_for_the_screen)
     logging.basicConfig(level=logging.INFO, handlers=[in_file, on_screen], force=True)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk or a closed terminal is no reason for a traceback of each message
 
 
 def stay_silent() -> None:

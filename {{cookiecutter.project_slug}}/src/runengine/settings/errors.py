@@ -25,7 +25,7 @@ PIPE_CLOSED = 141  # and for a program whose reader has ended: 128 and the numbe
 # What says that the machine is at fault rather than the program: its GPU, driver, libraries, memory, limits.
 DEVICE_ERRORS = re.compile(
     "CUDA (error|driver|out of memory)|no kernel image|NVIDIA driver|cuDNN|CUDNN_|CUBLAS_|NCCL|MPS backend"
-    "|DefaultCPUAllocator|shared memory|Bus error|received 0 items of ancdata|Too many open files"
+    "|shared memory|Bus error|received 0 items of ancdata|Too many open files"
 )
 LOOK_AT_THE_MACHINE = "This looks like the machine's fault, not the program's. Look at it with: make doctor"
 
@@ -112,6 +112,8 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's; imported it need not be
         said = first_line(error).split(". GPU")[0].rstrip(".")
         return f"{said}. Try half of data.batch_size, or see who holds the GPU's memory: make doctor"
+    if (full := _explain_memory(error)) is not None:
+        return full
     if "DataLoader timed out" in str(error):
         return (
             "the processes that load batches have stopped giving any. What they said is above; `make doctor` knows the "
@@ -175,6 +177,9 @@ def _explain_hydra(error: BaseException) -> str | None:
         options = sorted(error.options)
         nearest = difflib.get_close_matches(choice, options, n=1, cutoff=0) or options
         return f"{group}={choice} is not one of the choices: {', '.join(options)}. Try {group}={nearest[0]}."
+    if "group override must be a string" in str(error):
+        key = next((typed.partition("=")[0] for typed in sys.argv[1:] if typed.endswith("=null")), "x")
+        return f"{key}=null: a group has no null on the command line. Leave it out by '~{key}'."
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not a setting. Write key=value, for example optimizer.lr=0.01."
     cause = error.__cause__
@@ -210,6 +215,20 @@ def _explain_unknown_key(key: str) -> str:
     nearest = nearest or last or difflib.get_close_matches(key, project.groups(), n=1)
     hint = f"Did you mean {nearest[0]}?" if nearest else "See all with --cfg job."
     return f"{key} is not a setting. {hint}"
+
+
+def _explain_memory(error: BaseException | None) -> str | None:
+    """The machine's own memory: a library may have wrapped what Python or PyTorch raised."""
+    while error is not None:
+        asked = re.search(r"DefaultCPUAllocator.* allocate (\d+) bytes", str(error))
+        if asked or isinstance(error, MemoryError):
+            wanted = f": another {int(asked[1]) / 2**30:,.1f} GiB were asked for" if asked else ""
+            return (
+                f"this machine's memory is used up{wanted}. Try half of data.batch_size, a smaller model, or less data "
+                "at once."
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _explain_disk(error: BaseException | None) -> str | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -36,9 +39,36 @@ def drop_half_a_line(file: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What stands in the file; empty where there is none."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content
+    """What stands in the file; empty where there is none, and where it is damaged, which is said once."""
+    content = _parse(file.read_bytes()) if file.is_file() else {}
+    if content is None:
+        _say_damaged(file, "what it said is not known")
+    return content or {}
+
+
+def parse_lines(file: Path, lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """What stands in these lines of a file, each of them JSON; one that is damaged is left out, which is said once."""
+    found = [_parse(line) for line in lines]
+    if None in found:
+        _say_damaged(file, "the lines that cannot be read are left out")
+    return [each for each in found if each is not None]
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+_said: set[Path] = set()
+
+
+def _say_damaged(file: Path, consequence: str) -> None:
+    if file not in _said:
+        _said.add(file)
+        log.warning("%s is damaged: %s", file, consequence)
 
 
 def sha256(file: Path) -> str:

@@ -30,7 +30,7 @@ class Report(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        metric, metrics = self.asked["metric"], trainer.callback_metrics
+        metric, metrics = self.asked.get("metric"), trainer.callback_metrics
         if metric not in metrics:
             return  # another of several validations, or it is logged in training; training/history.py says if never
         prune = False

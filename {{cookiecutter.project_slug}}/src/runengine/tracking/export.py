@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.run import Run
-from ..settings import project
+from ..settings import process, project
 from ..settings.console import first_line
 from ..settings.files import atomic_write
 from . import mlflow_client
@@ -38,6 +38,7 @@ def save_model(run: Run, model: nn.Module, inputs: torch.Tensor, metadata: Mappi
     """Write `model/` into the run's folder, unless the exported program answers otherwise than the model.
 
     A model that cannot be exported fails no run: the sentence is logged, and `promote` and `serve` repeat it.
+    Of several processes of one run the first writes it, and the others do nothing.
 
     Args:
         run: whose model it is.
@@ -48,12 +49,15 @@ def save_model(run: Run, model: nn.Module, inputs: torch.Tensor, metadata: Mappi
     Returns:
         Whether it was written.
     """
+    if process.rank() != 0:
+        return False
     refused = run.model_refused
     refused.unlink(missing_ok=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of MLflow and torch.export about themselves
-            _save(run.model, model.cpu().eval(), inputs.detach().cpu(), dict(metadata))
+            # torch.export would ask for the strides of a cut-out tensor, which nobody sends
+            _save(run.model, model.cpu().eval(), inputs.detach().cpu().contiguous(), dict(metadata))
     except Exception as error:  # whatever a model, an exporter or a disk raises: the training is finished all the same
         shutil.rmtree(run.model, ignore_errors=True)
         sentence = str(error) if isinstance(error, NotExported) else f"{type(error).__name__}: {first_line(error)}"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from ..settings.console import first_line
 from ..settings.errors import UserError
@@ -22,6 +25,11 @@ from ..settings.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# where MLflow's tables hold paths of artifacts
+PATHS = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
 TROUBLES = {
     "onnection refused": "nobody answers there",
     "Failed to resolve": "its name is not known",
@@ -58,6 +66,7 @@ def mlflow_client(uri: str) -> MlflowClient:
             new.unlink(missing_ok=True)
             mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
             new.replace(file)
+        take_artifacts_along(uri)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -166,15 +175,30 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             raise
 
 
-def run_mlflow(*arguments: str, **environment: str) -> int:
-    """The command `mlflow`, until it is stopped; returns its exit status."""
+def run_python(*arguments: str, **environment: str) -> int:
+    """A program of this Python's, until it is stopped; returns its exit status."""
     # MLflow looks for its web server on the PATH, where it is not if Python was called by its full name
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        command = [sys.executable, "-m", "mlflow", *arguments]
-        return subprocess.call(command, env={**os.environ, "PATH": path, **environment})
+        return subprocess.call([sys.executable, *arguments], env={**os.environ, "PATH": path, **environment})
     except KeyboardInterrupt:
         return 0
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        UserError: another program listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error).rstrip(".")
+            other = port + 1 if 1024 <= port < 65535 else 5005
+            raise UserError(f"port {port} of {host} cannot be taken: {why}. Take another: PORT={other}") from None
 
 
 def _one_at_a_time(database: Path | None) -> AbstractContextManager[Any]:
@@ -182,6 +206,32 @@ def _one_at_a_time(database: Path | None) -> AbstractContextManager[Any]:
     from filelock import FileLock
 
     return FileLock(f"{database}.lock") if database else nullcontext()
+
+
+def take_artifacts_along(uri: str) -> None:
+    """MLflow notes absolute paths: those of a project that was moved or copied become those of this one.
+
+    Else a copy would write into the folder of the original, and what was moved would not be found. Of a store that is
+    no database in a file, nothing is changed.
+    """
+    database = _database(uri)
+    if not database or not database.is_file():
+        return
+    root = database.absolute().parent
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(database, timeout=60)) as store, store:
+        locations = [str(location) for (location,) in store.execute("select artifact_location from experiments")]
+        for location in locations:
+            before, found, name = location.rpartition("/mlruns/")
+            here = root.as_uri() if before.startswith("file:") else root.as_posix()
+            if not found or before == here or not (root / "mlruns" / unquote(name)).is_dir():
+                continue  # they are kept elsewhere, or have not come along
+            old = f"{before}/mlruns/{name}"
+            for table, column in PATHS:
+                store.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
+                    f"where substr({column}, 1, ?) = ? and substr({column}, ?, 1) in ('', '/')",
+                    (here, len(before) + 1, len(old), old, len(old) + 1),
+                )
 
 
 def _database(uri: str) -> Path | None:

@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..runs.run import Run
-from ..settings.files import atomic_write, read_json
+from ..settings.files import atomic_write, parse_lines, read_json
 from .mlflow_client import experiment_id, is_absent, mlflow_client, without_password
 from .payload import LONGEST_TAG, Record, dataset_of, files_of, last_ms, read_record, registered_name
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 METRICS_A_REQUEST = 1000  # MLflow refuses more
 PARAMS_A_REQUEST = 100
 FILES_AT_ONCE = 8
+PART_OF_A_FILE = ".artifact.uploading.*"  # as MLflow calls it while it copies
 LONGEST_PARAM = 6000  # letters; config.yaml has it in full
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class MlflowSync:
         self.run = Run(run.folder.absolute())
         self.uri = uri
         self.run_id = ""
-        self.num_answers = 0  # how far it has come: for who waits
+        self.answered_at = 0.0  # time.monotonic() of the last answer, for the one who waits
         self._client: Any = None
         self._maybe_made = not new
         self._known: set[tuple[str, int]] | None = set() if new else None
@@ -167,7 +171,7 @@ class MlflowSync:
             rows.seek(self._offset)
             lines = [line for line in rows if line.endswith(b"\n")]
         self._offset += sum(map(len, lines))
-        return [json.loads(line) for line in lines]
+        return parse_lines(self.run.metric_rows, lines)
 
     def _ask(self, client: MlflowClient, names: set[str]) -> set[tuple[str, int]]:
         """(metric, step) of all that MLflow has of these."""
@@ -210,8 +214,16 @@ class MlflowSync:
             thread.join()
         if errors:
             raise errors[0]
+        self._remove_parts(client)
         if "model/MLmodel" in versions:
             self._name_model(client)
+
+    def _remove_parts(self, client: MlflowClient) -> None:
+        """A process that was killed while it copied a file into a local store has left a part of it there."""
+        artifacts = client.get_run(self.run_id).info.artifact_uri
+        if artifacts.startswith("file:"):
+            for part in Path(url2pathname(urlsplit(artifacts).path)).rglob(PART_OF_A_FILE):
+                part.unlink(missing_ok=True)
 
     def _name_model(self, client: MlflowClient) -> None:
         """What makes MLflow's pages show the files in `model/` as a model."""
@@ -224,7 +236,7 @@ class MlflowSync:
             client.set_tag(self.run_id, "mlflow.log-model.history", text)
 
     def _answered(self) -> None:
-        self.num_answers += 1
+        self.answered_at = time.monotonic()
 
 
 def register(client: MlflowClient, run_id: str, name: str) -> int:

@@ -11,21 +11,27 @@ import argparse
 import os
 import sys
 
-from .mlflow_client import run_mlflow
+from .mlflow_client import refuse_taken_port, run_python, take_artifacts_along
 
 PORT = 5000
 DATABASE = "sqlite:///mlflow.db"
 
 
 def show(port: int) -> int:
-    """Serve them on this machine until that is stopped, unless the runs are on a server; returns the exit status."""
+    """Serve them on this machine until that is stopped, unless the runs are on a server; returns the exit status.
+
+    Raises:
+        UserError: the port is taken.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DATABASE
     if uri.startswith("http"):
         print("MLflow: your runs are on the server that MLFLOW_TRACKING_URI names")
         return 0
+    refuse_taken_port("127.0.0.1", port)
+    take_artifacts_along(uri)
     print(f'MLflow: http://127.0.0.1:{port}   (choose "Model training" at the top left; Ctrl-C ends it)', flush=True)
     arguments = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    return run_mlflow(*arguments, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    return run_python("-m", "mlflow", *arguments, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
 
 def main() -> None:

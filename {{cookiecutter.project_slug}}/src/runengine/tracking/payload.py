@@ -17,6 +17,7 @@ from ..runs.provenance import read_data
 from ..runs.run import Run, load_config
 from ..settings import project
 from ..settings.config import compose, deciding, flatten
+from ..settings.files import parse_lines
 
 # what the owner leaves in the folder of a run goes along, whatever its name
 RUN_FILES = (
@@ -76,12 +77,12 @@ def read_rows(run: Run) -> list[dict[str, Any]]:
     if not run.metric_rows.exists():
         return []
     with run.metric_rows.open("rb") as rows:
-        return [json.loads(line) for line in rows if line.endswith(b"\n")]
+        return parse_lines(run.metric_rows, (line for line in rows if line.endswith(b"\n")))
 
 
 def _record_of_run(run: Run) -> Record:
-    cfg, starts, sweep = load_config(run), run.read_starts(), Run(run.folder.parent)
-    tags = {"run_dir": _shown(run), **_tags(starts[-1])}
+    cfg, last, sweep = load_config(run), _start(run, -1), Run(run.folder.parent)
+    tags = {"run_dir": _shown(run), **_tags(last)}
     if sweep.is_sweep():
         if (parent := sweep.mlflow_id()) is None:
             raise NotYet("the sweep that it belongs to is not there yet")
@@ -89,9 +90,9 @@ def _record_of_run(run: Run) -> Record:
     return Record(
         uri=cfg.tracking.mlflow_uri,
         experiment=cfg.experiment_name,
-        name=starts[-1].get("dvc_experiment") or run.folder.name,
+        name=last.get("dvc_experiment") or run.folder.name,
         key=_key(run),
-        started_ms=_ms(starts[0]["started_at"]),
+        started_ms=_ms(_start(run, 0)["started_at"]),
         tags=tags | ({"tags": ",".join(map(str, cfg.tags))} if cfg.get("tags") else {}),
         params={key: str(value) for key, value in flatten(OmegaConf.create(deciding(cfg)))},
         dataset=read_data(run),
@@ -102,16 +103,22 @@ def _record_of_run(run: Run) -> Record:
 def _record_of_sweep(sweep: Run) -> Record:
     stored: Any = OmegaConf.load(sweep.sweep)
     first = compose(stored.get("script", project.current().script), stored.first)
-    starts = sweep.read_starts()
     return Record(
         uri=first.tracking.mlflow_uri,
         experiment=first.experiment_name,
         name=sweep.folder.name,
         key=_key(sweep),
-        started_ms=_ms(starts[0]["started_at"]),
-        tags={"run_dir": _shown(sweep), **_tags(starts[-1])},
+        started_ms=_ms(_start(sweep, 0)["started_at"]),
+        tags={"run_dir": _shown(sweep), **_tags(_start(sweep, -1))},
         params={str(key): str(value) for key, value in stored.params.items()},
     )
+
+
+def _start(run: Run, which: int) -> dict[str, Any]:
+    """The first or the last start; where that is not known any more, the lock's file has its time."""
+    made_at = datetime.fromtimestamp(run.lock.stat().st_ctime).astimezone() if run.lock.exists() else datetime.now()
+    unknown = {"started_at": made_at.isoformat(), "command": "unknown"}
+    return {**unknown, **(run.read_starts() or [{}])[which]}
 
 
 def _tags(start: dict[str, Any]) -> dict[str, str]:
@@ -147,9 +154,10 @@ def _ms(time: str) -> int:
 
 
 def last_ms(run: Run) -> int:
-    """When the run ended, also if it is sent days later."""
+    """When the run ended, also if it is sent days later; a clock that was set back lets no run end before its start."""
     rows = read_rows(run)
-    return int(rows[-1]["time_ms"]) if rows else _ms(run.read_starts()[-1]["started_at"])
+    ended = int(rows[-1]["time_ms"]) if rows else _ms(_start(run, -1)["started_at"])
+    return max(ended, _ms(_start(run, 0)["started_at"]))
 
 
 def dataset_of(data: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from ..runs.run import Run, find, load_config
@@ -23,6 +24,7 @@ from .sync import send_all
 
 ALIAS = "champion"
 PORT = 5001
+MAX_MB = 64  # of a request: some twenty pictures of 224 x 224 x 3, written as JSON
 
 
 def champion(experiment: str) -> str:
@@ -56,12 +58,13 @@ def promote(run: Run) -> int:
     return version
 
 
-def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
+def serve(port: int, host: str, experiment: str, run: Run | None = None, max_mb: int = MAX_MB) -> int:
     """Serve the champion of the experiment, or the model of this run, until it is stopped; returns the exit status.
 
     Raises:
-        UserError: there is no champion, or the run has no model.
+        UserError: there is no champion, the run has no model, or the port is taken.
     """
+    mlflow_client.refuse_taken_port(host, port)
     env = {}
     if run is None:
         env["MLFLOW_TRACKING_URI"] = uri = address_of_store()
@@ -75,8 +78,8 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None) -> int:
     example = "-H 'Content-Type: application/json' -d @runs/.../model/serving_input_example.json"
     print(f"ask it:  curl {address}/invocations {example}")
     sys.stdout.flush()
-    arguments = ["models", "serve", "--model-uri", model, "--env-manager", "local", "--host", host, "--port", str(port)]
-    return mlflow_client.run_mlflow(*arguments, **env)
+    server = Path(__file__).with_name("model_server.py")
+    return mlflow_client.run_python("-P", str(server), model, host, str(port), str(max_mb), **env)
 
 
 def load_model(name: str) -> Any:
@@ -87,6 +90,7 @@ def load_model(name: str) -> Any:
     """
     uri = address_of_store()
     mlflow_client.quiet_mlflow()
+    mlflow_client.take_artifacts_along(uri)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -143,10 +147,12 @@ def main() -> None:
     served.add_argument("--experiment", help="whose champion; without it the one of conf/train.yaml")
     served.add_argument("--port", type=int, default=PORT)
     served.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container: whoever reaches it may ask")
+    served.add_argument("--max-mb", type=int, default=MAX_MB, help=f"how large a request may be; without it {MAX_MB}")
     arguments = parser.parse_args()
     if arguments.command == "serve":
         experiment = arguments.experiment or compose(project.current().script).experiment_name
-        sys.exit(serve(arguments.port, arguments.host, experiment, find(arguments.run) if arguments.run else None))
+        chosen_run = find(arguments.run) if arguments.run else None
+        sys.exit(serve(arguments.port, arguments.host, experiment, chosen_run, arguments.max_mb))
     run = find(arguments.run)
     version = promote(run)
     print(f"{champion(load_config(run).experiment_name)} is now version {version}, of {run.folder}")

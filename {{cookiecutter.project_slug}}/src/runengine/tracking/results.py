@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from ..runs.run import Run, load_config
+from ..settings import process
 from ..settings.files import atomic_write
 from . import mlflow_client, payload
 from .sync import note, send_all
@@ -16,12 +17,16 @@ from .sync import note, send_all
 def save_test_metrics(run: Run, metrics: Mapping[str, float]) -> None:
     """Write `test_metrics.json`, and send them to the run in MLflow; if that fails, `make sync` does later.
 
+    Of several processes of one run the first does it.
+
     Args:
         run: whose best checkpoint was measured.
         metrics: by their names, such as `test/loss`.
     """
     from ..runs.weights import read_checkpoint
 
+    if process.rank() != 0:
+        return
     atomic_write(run.test_metrics, json.dumps(dict(metrics), indent=2) + "\n")
     step = int(read_checkpoint(run.best)["global_step"])
     rows = payload.read_rows(run)

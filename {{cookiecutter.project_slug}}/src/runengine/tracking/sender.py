@@ -57,14 +57,11 @@ class Sender:
         if not self.uri.startswith("http"):  # a database is slow only while its tables are made, the first time
             answer_s = all_s
         started_at = time.monotonic()
-        answered_at = self.asked_at or started_at
-        num_answers, said = self.sync.num_answers, False
+        asked_at, said = self.asked_at or started_at, False
         while self.thread.is_alive() and not give_up():
             self.thread.join(0.1)
             now = time.monotonic()
-            if self.sync.num_answers != num_answers:
-                num_answers, answered_at = self.sync.num_answers, now
-            if now - answered_at > answer_s or now - started_at > all_s:
+            if now - max(asked_at, self.sync.answered_at) > answer_s or now - started_at > all_s:
                 break
             if not said and now - started_at > 3:
                 said = True

@@ -39,7 +39,7 @@ def send_all(run: Run, uri: str) -> None:
 def _status(run: Run) -> str:
     """How it has ended: as it has noted itself, or by what it has left."""
     if run.unsent.exists():
-        noted: str = read_json(run.unsent)["status"]
+        noted: str = read_json(run.unsent).get("status", "RUNNING")
         if noted != "RUNNING":
             return noted
         return "FINISHED" if run.finished() else "KILLED"  # killed after the last thing it wrote

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 
 from ..compat import in_a_resumed_epoch
 from ..runs.run import Run
+from ..runs.weights import refuse_damaged
 from ..settings import process
 from ..settings.errors import UserError
 from .history import History, loss_of
@@ -40,6 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             stream.flush()
             os.fsync(stream.fileno())
         new.replace(file)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        refuse_damaged(Path(path))
+        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        return content
 
 
 class BestCheckpoint(ModelCheckpoint):

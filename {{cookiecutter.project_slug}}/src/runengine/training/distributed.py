@@ -6,8 +6,10 @@ Rank 0 decides and writes; the others follow. Torch is imported where there are 
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import compat
@@ -16,6 +18,10 @@ from ..settings.process import rank, starter, world
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+MEETING = "RUNENGINE_MEETING"  # the file by which processes of one machine find each other
+LISTENS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 T = TypeVar("T")
 
@@ -91,25 +97,54 @@ def environment() -> ClusterEnvironment:
 
 
 @contextmanager
-def children_run(module: str, *arguments: str) -> Iterator[None]:
+def children_run(module: str, *arguments: str, several: bool = False) -> Iterator[None]:
     """Lightning starts its children as `python -m <module> <arguments>`, whatever started this process.
 
     What it leaves in the environment is taken away again: the next training of a sweep would take itself for a child.
+
+    Args:
+        module, arguments: of the command.
+        several: there will be children, and all on this machine: nothing of theirs can then be reached from another.
     """
     import torch.distributed as dist
 
     before = dict(os.environ)
     try:
-        with compat.children_run(module, *arguments):
+        with ExitStack() as stack:
+            if several and starter() is None and dist.is_available():
+                stack.enter_context(_alone_on_this_machine())
+            stack.enter_context(compat.children_run(module, *arguments))
             yield
     finally:
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", MEETING, *LISTENS):
             if name in before:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
         if starter() is None and dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Let Lightning's processes meet by a file: by default rank 0 listens on every interface of the machine."""
+    import torch.distributed as dist
+
+    def meet(*arguments: Any, **options: Any) -> None:
+        store = dist.FileStore(os.environ[MEETING], options["world_size"])  # type: ignore[attr-defined]
+        init_process_group(*arguments, **{"store": store, **options})
+
+    init_process_group = dist.init_process_group
+    with tempfile.TemporaryDirectory(prefix="runengine-") as folder:
+        os.environ.setdefault(MEETING, f"{folder}/store")  # the children have it from rank 0
+        if interface := LOOPBACK.get(sys.platform):
+            for name in LISTENS:
+                os.environ.setdefault(name, interface)
+        dist.init_process_group = meet
+        try:
+            yield
+        finally:
+            dist.init_process_group = init_process_group
 
 
 def _join() -> None:

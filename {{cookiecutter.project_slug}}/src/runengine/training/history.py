@@ -64,6 +64,8 @@ class History(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = not self.more
+        if self.tracker:  # also where no epoch was left: the file may have been damaged since
+            self.write()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.track_rows()

@@ -10,7 +10,9 @@ from typing import Any
 
 from ..settings import process
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # those that this system has; USR2 is what submitit sends
+# those that this system has; HUP comes when the terminal is closed, USR2 is what submitit sends
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+HANGUP = getattr(signal, "SIGHUP", 0)  # Windows has none
 
 
 class Stopped(Exception):
@@ -40,6 +42,8 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             numbers = (getattr(signal, name, None) for name in SIGNALS)
             self.before = {number: signal.getsignal(number) for number in numbers if number}
+            if self.before.get(HANGUP) == signal.SIG_IGN:  # started by nohup: it is to go on
+                del self.before[HANGUP]
         self.take_back()
         return self
 

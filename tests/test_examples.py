@@ -1,0 +1,279 @@
+"""The examples but the first, each from the question to a served answer, in the environment of the demo."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import CHOICES, PROJECT, ROOT, free_port, generate, link_environment, run
+
+sys.path.append(str(ROOT / "tests/engine"))
+from pages import follow, quickly  # type: ignore[import-not-found]
+
+pytestmark = pytest.mark.slow
+
+PAGES = ("model", "metric", "bring-your-own-data", "experiment", "sweep")  # what an example says otherwise
+EXPERIMENTS = {"table": "diabetes", "minimal": "points"}
+FIGURES = {"table": ("learning_curve.png", "predicted_against_true.png", "residuals.png"), "minimal": ()}
+REACHES = {"table": ("test/r2", 0.35, 0.65), "minimal": ("test/loss", 0.005, 0.02)}  # the default: 0.49; 0.012
+
+
+ROWS = "size,town,price\n" + "".join(f"{n},{'Ulm' if n % 2 else 'Bonn'},{n * n}\n" for n in range(40))
+BAD_TABLES = [  # the file, what is typed, and the sentence without the file's name
+    (ROWS, {}, " has no column 'progression': its columns are size, town, price. Set dataset.target."),
+    (ROWS, {"target": "prize"}, " has no column 'prize': its columns are size, town, price. Did you mean price?"),
+    (ROWS, {"target": "price", "ignore": ["nr"]}, " has no column 'nr': its columns are size, town, price. Set"),
+    (ROWS, {"target": "town"}, ", row 2, column 'town': 'Bonn' is no number. Name another dataset.target; for"),
+    (
+        ROWS + "9,Ulm,\n",
+        {"target": "price"},
+        ", row 42, column 'price': the value is missing. Fill it in, or delete the",
+    ),
+    (
+        ROWS + "n,Ulm,9\n",
+        {"target": "price"},
+        ", row 42, column 'size': 'n' is no number, as others in this column are. Write numbers such as 0.5, or say "
+        "that they are categories: dataset.categories=[size]",
+    ),
+    (
+        "a,y\n" + "".join(f"'{n},5',{n}\n" for n in range(60)).replace("'", '"'),
+        {"target": "y"},
+        ", row 2, column 'a': '0,5' looks like a number, but is none. Write numbers such as 0.5, or say that they are "
+        "categories: dataset.categories=[a]",
+    ),
+    (ROWS + "1e200,Ulm,9\n", {"target": "price"}, ", row 42, column 'size': '1e200' is too large. Write a number such"),
+    (ROWS.replace("Ulm", "").replace("Bonn", "?"), {"target": "price"}, ": the column 'town' is empty. Leave it out: "),
+    (
+        "id,y\n" + "".join(f"a{n},{n}\n" for n in range(120)),
+        {"target": "y"},
+        ": the column 'id' has 120 different words, more than 100: a model learns nothing from a name. Leave it out: "
+        "dataset.ignore=[id]",
+    ),
+    ("a,y\n" + "1,7\n" * 40, {"target": "y"}, ": the target 'y' is 7 in all training rows: nothing to learn."),
+    ("a,y\n1,2\n2,3\n3,4\n", {"target": "y"}, " has 3 rows: too few for three splits. Add rows, or change the"),
+    ("a,y\n1,2\n2\n", {"target": "y"}, ", row 3: 1 values for 2 columns. Fix this row."),
+    ("y\n1\n2\n", {"target": "y"}, " has no column other than y: nothing to learn from."),
+    ("", {"target": "y"}, " holds no rows: it needs a line of names, then one line an example."),
+]
+PREPARE = """
+import json, sys
+from pathlib import Path
+from my_project.prepare import prepare
+from runengine import UserError
+settings = {"target": "progression", "categories": [], "ignore": []}
+shares = {"split_seed": 0, "val_fraction": 0.15, "test_fraction": 0.2}
+said = []
+for content, typed, _ in json.load(sys.stdin):
+    Path("table.csv").write_text(content)
+    try:
+        prepare(Path("made"), Path("table.csv"), **{**settings, **typed}, **shares)
+        said.append("prepared")
+    except UserError as error:
+        said.append(str(error))
+    if Path("made").exists():
+        said[-1] = "something was written"
+print(json.dumps(said))
+"""
+
+
+@dataclass
+class Example:
+    """A project, set up, with its data; and its environment's variables."""
+
+    name: str
+    folder: Path
+    env: dict[str, str]
+
+    def make(self, *words: str) -> str:
+        return run("make", "--no-print-directory", *words, cwd=self.folder, env=self.env).output
+
+    def start(self, module: str, *words: str) -> str:
+        return run(self.folder / ".venv/bin/python", "-m", f"my_project.{module}", *words, cwd=self.folder).output
+
+
+@pytest.fixture(scope="module", params=CHOICES["example"][1:])
+def example(
+    request: pytest.FixtureRequest,
+    template: Path,
+    demo: tuple[Path, str],
+    env: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Example:
+    folder = tmp_path_factory.mktemp(request.param)
+    project = generate(template, folder, example=request.param, env_manager="venv", cuda="cpu").path
+    link_environment(demo[0], project)
+    active = {**env, "PATH": f"{project / '.venv/bin'}{os.pathsep}{env['PATH']}"}
+    made = Example(request.param, project, active)
+    made.make("setup", "data")
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(example: Example) -> Path:
+    """The folder of a run of the default settings, evaluated."""
+    printed = example.make("train", "evaluate")
+    found = re.search(r"^run folder     (\S+)$", printed, re.MULTILINE)
+    assert found, printed
+    return example.folder / found[1]
+
+
+def test_it_learns_and_shows_it(example: Example, trained: Path) -> None:
+    for name in FIGURES[example.name]:
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+    metric, least, most = REACHES[example.name]
+    assert least < json.loads((trained / "test_metrics.json").read_text())[metric] < most
+
+
+def test_a_training_that_is_killed_ends_as_if_nothing_had_happened(example: Example, trained: Path) -> None:
+    command = [str(example.folder / ".venv/bin/python"), "-m", "my_project.train", "run_dir=runs/killed"]
+    killed = subprocess.Popen(command, cwd=example.folder, env=example.env, start_new_session=True)
+    last = example.folder / "runs/killed/checkpoints/last.ckpt"
+    while not last.is_file():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    example.make("resume")
+    assert (last.parents[1] / "history.csv").read_bytes() == (trained / "history.csv").read_bytes()
+
+
+@pytest.fixture
+def served(example: Example, trained: Path) -> Iterator[str]:
+    port = free_port()
+    example.make("promote", f"RUN={trained.relative_to(example.folder)}")
+    process = subprocess.Popen(
+        ["make", "serve", f"PORT={port}"], cwd=example.folder, env=example.env, start_new_session=True
+    )
+    try:
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def ask(address: str, inputs: object) -> list[float]:
+    body = json.dumps({"inputs": inputs}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                found: list[float] = json.loads(answer.read())["predictions"]
+                return found
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.25)
+    raise AssertionError(f"nobody answers at {address}")
+
+
+def new_rows(example: Example, trained: Path) -> tuple[str, list[list[float]], int]:
+    """A file for `predict`, what a server is asked for the same rows, and the column of the answers."""
+    if example.name == "minimal":
+        rows = [[0.5, -1.0, 2.0], [1.0, 2.0, 3.0]]
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        (example.folder / "new.csv").write_text(text, encoding="utf-8")
+        return "new.csv", rows, 0
+    file = "data/raw/diabetes.csv"
+    data = json.loads((trained / "data.json").read_text())
+    with (example.folder / file).open() as opened:
+        patients = list(csv.DictReader(opened))
+    places = data["categories"]
+    inputs = [
+        [places[name].index(row[name]) if name in places else float(row[name]) for name in data["columns"]]
+        for row in patients
+    ]
+    return file, inputs, 2
+
+
+def test_what_is_served_is_what_is_predicted_from_raw_input(example: Example, trained: Path, served: str) -> None:
+    file, inputs, column = new_rows(example, trained)
+    answers = ask(served, inputs)
+    table = example.start("predict", file, "--model", str(trained)).splitlines()
+    predicted = [float(line.split(",")[column]) for line in table[1 if example.name == "table" else 0 :]]
+    assert predicted == pytest.approx(answers, rel=1e-4)
+    champion = f"models:/my_project-{EXPERIMENTS[example.name]}@champion"
+    assert example.start("predict", file, "--model", champion).splitlines() == table
+
+    if example.name == "table":  # a place that no category has: no answer, and not that of somebody else
+        assert math.isnan(ask(served, [[*inputs[0][:1], 7.0, *inputs[0][2:]]])[0])
+    else:
+        (example.folder / "other.csv").write_text("1,2\n", encoding="utf-8")
+        command = (example.folder / ".venv/bin/python", "-m", "my_project.predict", "other.csv", "--model")
+        for model in (str(trained), champion):
+            said = run(*command, model, cwd=example.folder, expect=1).output.splitlines()[-1]
+            assert said == "error: a row has 2 numbers, but the model takes 3. Fix the file."
+
+
+def test_the_pipeline_runs_once(example: Example) -> None:
+    run("dvc", "repro", cwd=example.folder, env=example.env)
+    again = run("dvc", "repro", cwd=example.folder, env=example.env).output
+    assert "Data and pipelines are up to date." in again
+
+
+@pytest.mark.parametrize("example", ["table"], indirect=True)
+def test_a_table_that_nothing_can_be_learned_from_is_one_sentence(example: Example, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [example.folder / ".venv/bin/python", "-c", PREPARE],
+        cwd=tmp_path,
+        input=json.dumps(BAD_TABLES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for said, (_, _, sentence) in zip(json.loads(done.stdout), BAD_TABLES, strict=True):
+        assert said.startswith(f"table.csv{sentence}"), said
+
+
+def test_its_card_speaks_of_its_task(example: Example, trained: Path) -> None:
+    example.make("card", f"RUN={trained.relative_to(example.folder)}")
+    card, sheet = ((trained / name).read_text() for name in ("model-card.md", "data-sheet.md"))
+    assert f"| `{REACHES[example.name][0]}` |" in card
+    assert not re.search(r"image|accuracy|digits", card + sheet)
+    if example.name == "table":
+        assert "| `target` | progression |" in sheet
+        assert "442 patients" in sheet
+    assert re.search(r"\| `train` \| \d+ \|", sheet)
+
+
+def test_its_own_checks_and_tests_pass(example: Example) -> None:
+    assert "Success: no issues found" in example.make("check")
+    run("codespell", "README.md", "docs", "src/my_project", "tests", cwd=example.folder, env=example.env)
+    assert re.search(r"= \d+ passed in ", example.make("test"))
+
+
+def test_its_pages_can_be_followed(example: Example, tmp_path: Path) -> None:
+    """One after the other in a copy, whose whole suite passes afterwards."""
+    copy = tmp_path / "project"
+    run("cp", "-a", example.folder, copy, cwd=tmp_path)
+    run("make", "setup", cwd=copy, env=example.env)
+    env = {**example.env, "PATH": f"{copy / '.venv/bin'}:{os.environ['PATH']}"}
+
+    def type_in(command: str) -> None:
+        if command in followed:
+            return
+        words = shlex.split(command, comments=True)
+        if words[:2] == ["python", "-m"]:
+            words = [*words[:3], *quickly(words[3:], words[2])]
+        run(*words, cwd=copy, env=env)
+
+    for page in PAGES:
+        images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
+        own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
+        text = "" if own else images.read_text(encoding="utf-8")
+        followed = text.replace("ml_project", "my_project").splitlines()
+        follow(copy / f"docs/{page}.md", copy, type_in)
+    run("make", "test", cwd=copy, env=env)

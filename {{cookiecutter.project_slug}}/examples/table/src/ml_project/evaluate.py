@@ -1,0 +1,65 @@
+"""Measure a run's best checkpoint on the test split: the only place that looks at it.
+
+    python -m ml_project.evaluate                       # the newest run
+    python -m ml_project.evaluate runs/diabetes/...     # this one
+
+The result goes into the run's folder and into its MLflow run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import runengine
+
+SUMMARY = "Measure a run's best checkpoint on the test split."
+
+
+def evaluate(run: runengine.Run) -> dict[str, float]:
+    """`test/loss`, and in the table's unit `test/mae`, `test/rmse` and `test/r2`, of the run's best checkpoint.
+
+    `test/mae_of_the_mean` is that of who always says the mean of the training rows. Writes `test_metrics.json`,
+    `test_predictions.csv`, `predicted_against_true.png` and `residuals.png`; exports the model again, if that failed
+    after the training.
+    """
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from .plots import predicted_against_true, residuals
+    from .predict import export
+    from .prepare import files_of
+
+    _, task, data = runengine.load(run)
+    tested = runengine.evaluation_trainer().test(task, data, verbose=False)[0]
+    metrics = {name: float(value) for name, value in tested.items()}
+
+    targets_N, answers_N = torch.cat(task.test_targets_B).numpy(), torch.cat(task.test_answers_B).numpy()
+    metrics["test/mae_of_the_mean"] = float(np.abs(targets_N - data.target_scale[0]).mean())
+    name = data.record["target"]
+    places_N = np.load(files_of(data.folder, "test")[-1])
+    table = {"row": places_N, "target": targets_N, "predicted": answers_N}
+    run.save_table("test_predictions.csv", pd.DataFrame(table))
+    run.save_figure("predicted_against_true.png", predicted_against_true(targets_N, answers_N, name))
+    run.save_figure("residuals.png", residuals(targets_N, answers_N, name))
+    if not run.model.is_dir():
+        export(run)
+    runengine.save_test_metrics(run, metrics)
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
+    parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
+    run = runengine.find(parser.parse_args().run)
+    metrics = evaluate(run)
+    known = f"the mean of the training rows: {metrics['test/mae_of_the_mean']:.6g}"
+    print(f"test error     {metrics['test/mae']:.6g} on average ({known}), R2 {metrics['test/r2']:.3f}")
+    print(f"run folder     {os.path.relpath(run.folder)}")
+    print("see it         make mlflow")
+
+
+if __name__ == "__main__":
+    with runengine.friendly_errors():
+        main()

@@ -1,0 +1,143 @@
+"""Predict the target for new rows with a trained model; a table on standard output, or in a file.
+
+    python -m ml_project.predict new.csv
+    python -m ml_project.predict new.csv --model runs/diabetes/… --output answers.parquet
+    python -m ml_project.predict new.csv --model models:/ml_project-diabetes@champion
+
+The columns may stand in another order than in the training, and among others. An empty value is one that is missing.
+
+Legend: N rows, C columns that the model looks at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import runengine
+from runengine import Run, UserError
+
+from .columns import to_rows
+from .csv_file import read_csv
+
+if TYPE_CHECKING:  # a training does without
+    import pandas as pd
+    import torch
+
+KEPT = ("target", "columns", "categories")  # of what is known of the data, what goes with the model
+
+
+class Model(NamedTuple):
+    """A trained model, wherever it was loaded from."""
+
+    answers: Callable[[np.ndarray], np.ndarray]  # rows_NC float64 -> answers_N float64, in the table's unit
+    data: Mapping[str, Any]  # what the run's data.json says
+
+
+def load(name: str | None) -> Model:
+    """The model of a run's folder, of a checkpoint in it, or of MLflow (`models:/...`, `runs:/...`)."""
+    if name and name.startswith(("models:/", "runs:/")):
+        served = runengine.load_model(name)
+        return Model(served.predict, served.metadata.metadata or {})
+    checkpoint = Path(name) if name and name.endswith(".ckpt") else None
+    if checkpoint and not checkpoint.is_file():
+        raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
+    import torch
+
+    run = Run(checkpoint.parent.parent) if checkpoint else runengine.find(name)
+    _, task, _ = runengine.load(run)
+    if checkpoint:
+        runengine.load_weights(task, checkpoint)
+    record = runengine.read_data(run)
+    model = complete(task.model, record)
+
+    def answers(rows_NC: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            answers_N: np.ndarray = model(torch.from_numpy(rows_NC)).numpy()
+        return answers_N
+
+    return Model(answers, record)
+
+
+def complete(model: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Module:
+    """Rows as the table has them in, answers in its unit out: what is served cannot be asked in other units."""
+    from torch import Tensor, nn
+
+    from .data import Encode
+
+    class Complete(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.model = Encode(record), model
+            self.mean, self.std = record["target_mean"], record["target_std"]
+
+        def forward(self, rows_NC: Tensor) -> Tensor:
+            answers_N: Tensor = self.model(self.encode(rows_NC)).double() * self.std + self.mean
+            return answers_N
+
+    return Complete().eval()
+
+
+def export(run: Run) -> None:
+    """Write the best model for MLflow, `make promote` and `make serve`: rows N C in, answers N out."""
+    from .prepare import files_of
+
+    cfg, task, data = runengine.load(run)
+    if not cfg.tracking.log_model:
+        return
+    import torch
+
+    record = runengine.read_data(run)
+    rows_NC = torch.from_numpy(np.load(files_of(data.folder, "val")[0])[:64])
+    kept = {key: value for key, value in record.items() if key in KEPT}
+    runengine.save_model(run, complete(task.model, record), rows_NC, kept)
+
+
+def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
+    """For each row of these files: where it is, and the answer, in the unit of the table that was learned from."""
+    import pandas as pd
+
+    tables = []
+    for file in files:
+        texts = read_csv(file).map(str.strip)
+        rows_NC = to_rows(file, texts, model.data["columns"], model.data["categories"])
+        answers_N = model.answers(rows_NC)
+        for row in texts.index[~np.isfinite(answers_N)][:1]:
+            raise UserError(f"{file}, row {row}: the model answers with NaN. Give another --model.")
+        answers = {"file": str(file), "row": texts.index, f"predicted_{model.data['target']}": answers_N}
+        tables.append(pd.DataFrame(answers))
+    return pd.concat(tables, ignore_index=True)
+
+
+def write(answers: pd.DataFrame, file: Path | None) -> None:
+    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there complete or not at all."""
+    if file is None:
+        print(answers.to_csv(index=False, float_format="%.6g", lineterminator="\n"), end="")
+        return
+    with runengine.atomic_file(file) as new:
+        answers.to_parquet(new, index=False) if file.suffix == ".parquet" else answers.to_csv(new, index=False)
+    print(f"wrote {file}: {len(answers)} rows", file=sys.stderr)
+
+
+def main() -> None:
+    summary = "Predict the target for new rows with a trained model."
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=summary)
+    parser.add_argument("files", nargs="+", type=Path, help="CSV files with a line of names")
+    parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
+    parser.add_argument("--output", type=runengine.typed_path, help="a .csv or .parquet file, else standard output")
+    arguments = parser.parse_args()
+    if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output: the folder {arguments.output.parent} does not exist. Make it, or name another.")
+    write(predict(load(arguments.model), arguments.files), arguments.output)
+
+
+if __name__ == "__main__":
+    with runengine.friendly_errors():
+        main()
