@@ -188,6 +188,7 @@ def test_a_job_whose_time_is_over_goes_on(project: Path, python: Path, cluster: 
 def test_a_cancelled_job_is_saved_and_does_not_come_back(project: Path, python: Path, cluster: dict[str, str]) -> None:
     job, folder = submit(project, cluster, "trainer=cpu", "trainer.max_epochs=4000")
     until(trained(folder), "the third epoch")
+    until((folder / "mlflow_run_id").is_file, "its run in MLflow")  # the third epoch comes before MLflow is imported
     run("scancel", job, cwd=project, env=cluster)
     finish(job, cluster)
     time.sleep(8)  # a requeued job would be back after 6

@@ -42,7 +42,6 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1,sched
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-KillWait=5
 DefMemPerCPU=1000
 GresTypes=gpu
 NodeName=n1 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 1)) CPUs=4 RealMemory=8000 Gres=gpu:2
