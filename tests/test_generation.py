@@ -17,11 +17,11 @@ from conftest import CHOICES, ENGINE, PROJECT, QUESTIONS, Bake, Project, choices
 FILES = """\
 .devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
 .env.example .gitattributes .gitignore .pre-commit-config.yaml .vscode/launch.json CITATION.cff Dockerfile LICENSE
-Makefile README.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py docs/configuration.md
-docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md docs/index.md docs/metric.md
-docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md
-docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml pyproject.toml scripts/activate.sh
-scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
+AGENTS.md Makefile README.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py docs/configuration.md
+docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md docs/from-lightning-hydra-template.md
+docs/index.md docs/metric.md docs/model-card.md docs/model.md docs/reference.py docs/remote.md docs/reproducibility.md
+docs/slurm.md docs/sweep.md docs/tools.md docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk pipeline.yaml
+pyproject.toml scripts/activate.sh scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py
 src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/task.py src/PACKAGE/train.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/optimizer/adamw.yaml
@@ -30,14 +30,15 @@ src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/train.yaml
 tests/conftest.py tests/test_data.py tests/test_model.py tests/test_run.py tests/test_settings.py
 """  # and those of the engine, as they are in the template
 MORE_FILES = (
-    "src/PACKAGE/csv_file.py src/PACKAGE/plots.py src/PACKAGE/conf/model/mlp.yaml "
+    "src/PACKAGE/plots.py "
     "src/PACKAGE/conf/lr_scheduler/cosine.yaml src/PACKAGE/conf/lr_scheduler/one_cycle.yaml "
     "src/PACKAGE/conf/lr_scheduler/plateau.yaml "
 )
 EXAMPLE_FILES = {
     "images": MORE_FILES
     + (
-        "src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py src/PACKAGE/conf/data/digits.yaml "
+        "src/PACKAGE/csv_file.py src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py "
+        "src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/data/digits.yaml "
         "src/PACKAGE/conf/data/fashion_mnist.yaml src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml "
         "src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/dataset/digits.yaml "
         "src/PACKAGE/conf/dataset/fashion_mnist.yaml src/PACKAGE/conf/dataset/images.yaml "
@@ -45,8 +46,13 @@ EXAMPLE_FILES = {
     ),
     "table": MORE_FILES
     + (
-        "src/PACKAGE/columns.py src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
+        "src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
         "src/PACKAGE/conf/dataset/csv.yaml src/PACKAGE/conf/dataset/diabetes.yaml src/PACKAGE/conf/model/linear.yaml"
+    ),
+    "text": MORE_FILES
+    + (
+        "src/PACKAGE/conf/data/text.yaml src/PACKAGE/conf/data/topics.yaml src/PACKAGE/conf/dataset/text.yaml "
+        "src/PACKAGE/conf/dataset/topics.yaml src/PACKAGE/conf/model/gpt.yaml"
     ),
     "minimal": "src/PACKAGE/conf/data/points.yaml src/PACKAGE/conf/model/linear.yaml",
 }
@@ -55,6 +61,7 @@ NOT_OF_IMAGES = {".pre-commit-config.yaml", "LICENSE"}  # hexadecimal digits
 OF_IMAGES = re.compile(
     r"digits|\bpixel|photo|\bcnn\b|accuracy|fashion|logit|softmax|(?<!ENGINE\) )(?<!example `)\bimages\b", re.IGNORECASE
 )
+ITS_OWN = {"text": re.compile(r"logits_B?N?T?K?|\blogits\b|softmax|MulticlassAccuracy", re.IGNORECASE)}
 
 OWN_FILES = {
     "poetry": "poetry.toml",
@@ -103,6 +110,7 @@ def assert_clean(
         assert "{%" not in text, name
         assert name in engine or "cookiecutter" not in text, name  # the engine finds a newer one in a template
         if example != "images" and name not in engine and name not in NOT_OF_IMAGES:
+            text = ITS_OWN[example].sub("", text) if example in ITS_OWN else text
             found = OF_IMAGES.search(text)
             assert not found, (name, text[found.start() - 60 : found.end() + 60])
         if "ml_project" not in package:
@@ -171,6 +179,24 @@ def test_an_example_replaces_what_is_there(example: str) -> None:
     texts = [file.read_bytes() for file in files]
     for passage in settings["words"]:
         assert any(passage.encode() in text for text in texts), passage
+
+
+@pytest.mark.parametrize("example", CHOICES["example"])
+def test_what_assistants_are_told_is_there(bake: Bake, example: str) -> None:
+    """Each target, file, module and setting that AGENTS.md names."""
+    project = bake(example=example)
+    said = re.findall(r"`([^`]+)`", project.text("AGENTS.md"))
+    made = {"data/", "runs/", ".env", "train/", "val/", "test/"}  # later, or the beginning of a metric's name
+    targets = re.findall(r"^([a-z-]+):", project.text("Makefile") + project.text("environment.mk"), re.MULTILINE)
+    assert len(said) > 40
+    for words in map(str.split, said):
+        if words[0] == "make":
+            assert {word for word in words[1:] if word.islower() and "=" not in word} <= set(targets), words
+        elif words[:2] == ["python", "-m"]:
+            assert (project.path / f"src/{words[2].replace('.', '/')}.py").is_file(), words
+        elif len(words) == 1 and ("/" in words[0] or re.search(r"\.(py|md|toml|yaml)$", words[0])):
+            places = (project.path / words[0], project.path / "src/my_project" / words[0])
+            assert words[0] in made or any(place.exists() for place in places), words
 
 
 @pytest.mark.parametrize(("license_", "line"), [

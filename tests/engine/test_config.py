@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SOURCE
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
-from runengine import Run, UserError, compose
+from runengine import Run, UserError, compose, load
+from runengine.machine.own_step import own_step
+from runengine.runs.run import load_config
 from runengine.settings import project
 from runengine.settings.check import LIMITS
 from runengine.settings.config import flatten
@@ -88,6 +93,40 @@ def test_the_tab_key_completes_settings() -> None:
     command = [sys.executable, "-m", program, "-sc", "query=bash"]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
     assert answer.split() == ["optimizer.lr="]
+
+
+def test_what_prepare_has_found_is_read_and_a_run_keeps_it(run_training: Callable[..., Run]) -> None:
+    found = json.loads(Path("data/processed/split.json").read_text())
+    wanted = (found["num_classes"], found["input_shape"])
+    run = run_training("trainer.max_epochs=1")
+    Path("data/other").mkdir()
+    Path("data/other/split.json").write_text('{"num_classes": 3, "input_shape": [2, 5, 5]}')
+    other = compose("train", ["data.folder=data/other"])
+    assert (other.model.num_classes, other.model.input_shape) == (3, [2, 5, 5])
+
+    shutil.rmtree("data")
+    assert compose("train").model.num_classes is None
+    kept = load_config(run)
+    assert "prepared" not in run.config.read_text()
+    assert (kept.model.num_classes, kept.model.input_shape) == wanted
+    assert load(run).task.model(torch.zeros(1, *wanted[1])).shape == (1, wanted[0])
+
+
+def test_what_the_pipeline_compares_is_the_same_before_and_after_prepare() -> None:
+    command = [sys.executable, "-m", "runengine", "settings", "train"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    for file in ("after.yaml", "before.yaml"):
+        subprocess.run([*command, file], env=environment, check=True)
+        shutil.rmtree("data", ignore_errors=True)
+    after = Path("after.yaml").read_text()
+    assert "num_classes: '{prepared:num_classes}'" in after
+    assert Path("before.yaml").read_text() == after
+
+
+def test_a_step_without_data_says_what_makes_them() -> None:
+    shutil.rmtree("data")
+    with pytest.raises(UserError, match=r"^data/processed/train_images.npy does not exist. Run: make data$"):
+        own_step(compose("train"), "fp32", torch.device("cpu"), 0.1)
 
 
 def test_every_limit_is_of_a_setting_that_exists() -> None:

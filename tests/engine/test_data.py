@@ -156,9 +156,8 @@ def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: Imag
         data.split("val")
     assert str(error.value) == (
         f"data.input_shape is [9, 9, 9] and data.num_classes {data.num_classes}, but the examples in "
-        f"data/processed are {shape}, of {data.num_classes} classes. Type "
-        f"'data.input_shape=[{','.join(map(str, shape))}]' data.num_classes={data.num_classes}, "
-        "or write it into conf/data/."
+        f"data/processed are {shape}, of {data.num_classes} classes. Do not type them, and let conf/data/ say "
+        "${prepared:input_shape} and ${prepared:num_classes}."
     )
 
 

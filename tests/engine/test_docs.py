@@ -26,7 +26,7 @@ from runengine.settings.config import flatten
 
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
-PAGES = ("experiment", "model", "metric", "sweep", "bring-your-own-data", "engine")
+PAGES = ("tools", "experiment", "model", "metric", "sweep", "bring-your-own-data", "engine")
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.
 SERVER = """
 import importlib, json, os, runpy, sys
@@ -118,6 +118,18 @@ def test_the_lines_for_a_notebook_give_the_trained_task_and_its_data(run_trainin
     assert all(torch.equal(tensor, state[name]) for name, tensor in found["task"].state_dict().items())
     images, _ = next(iter(found["data"].val_dataloader()))
     assert found["task"](images).shape == (len(images), found["cfg"].data.num_classes)
+
+
+def test_what_somebody_from_another_template_is_told_to_type_is_there() -> None:
+    page = (DOCS / "from-lightning-hydra-template.md").read_text(encoding="utf-8")
+    ours = " ".join(line.split(" | ", 1)[1] for line in page.splitlines() if line.startswith("| `"))
+    typed = [shlex.split(words) for words in re.findall(r"`([^`]*[a-z]=[^`]*)`", ours) if "..." not in words]
+    assert len(typed) > 8
+    for words in typed:
+        name, _, value = words[0].partition("=")
+        if words[0] != "-m" and not runengine.choices(name):
+            assert name in dict(flatten(compose("train"))), words
+        compose("train", [word for word in words if word != "-m" and "," not in value])
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

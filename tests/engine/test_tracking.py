@@ -390,19 +390,11 @@ def test_a_promoted_model_loads_without_this_package_and_agrees(run_training: Tr
 def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Train) -> None:
     rows = [f"{number},{number % 7},{'high' if number > 25 else 'low'}" for number in range(50)]
     Path("table.csv").write_text("\n".join(["size,age,label", *rows]))
-    made = prepare(
+    prepare(
         Path("data/table"), partial(tables.from_csv, "table.csv", "label", []),
         split_seed=0, val_fraction=0.2, test_fraction=0.2,
     )  # fmt: skip
-    shape = f"data.input_shape=[{','.join(map(str, made['input_shape']))}]"
-    fit = (
-        "data=table",
-        "model=mlp",
-        shape,
-        "data.num_classes=2",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=1",
-    )
+    fit = ("data=table", "model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
     run = run_training(*fit, "tracking=mlflow", "data.batch_size=8", "register=true")
     promote(run)
     evaluate(run)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import runengine
 from runengine import UserError
 
-from .prepare import command_for, files_of, settings_for
+from .prepare import command_for, files_of
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class ImageData(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.folder, self.input_shape = Path(self.folder), tuple(self.input_shape)
+        self.folder, self.input_shape = Path(self.folder), tuple(self.input_shape or ())  # none before `prepare`
         self.splits: dict[str, ImageSplit] = {}
 
     def setup(self, stage: str) -> None:
@@ -134,6 +134,6 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"data.input_shape is {list(self.input_shape)} and data.num_classes {self.num_classes}, but the "
                 f"examples in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
-                f"Type {settings_for(shape, num_classes)}, or write it into conf/data/."
+                "Do not type them, and let conf/data/ say ${prepared:input_shape} and ${prepared:num_classes}."
             )
         return ImageSplit(images, labels)

@@ -60,6 +60,7 @@ def prepare(
             "split_seed": split_seed,
             "rows": {name: len(chosen) for name, chosen in splits.items()},
             "classes": classes,
+            "num_classes": len(classes),
             "input_shape": list(images.shape[1:]),
             **standardised,
             "sha256": {file.name: runengine.sha256(file) for file in sorted(new.iterdir())},
@@ -81,11 +82,6 @@ def command_for(folder: Path, *, damaged: bool = False) -> str:
     if folder.name in runengine.choices("dataset"):
         return f"python -m {__package__}.prepare dataset={folder.name}"
     return "make data FORCE=1" if damaged else "make data"
-
-
-def settings_for(input_shape: Sequence[int], num_classes: int) -> str:
-    """What has to be typed to train on such images; quoted, because zsh takes brackets for a pattern."""
-    return f"'data.input_shape=[{','.join(map(str, input_shape))}]' data.num_classes={num_classes}"
 
 
 def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
@@ -171,11 +167,8 @@ def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
     choice = [f"data={dataset}"] if dataset in runengine.choices("data") else []
     cfg = runengine.compose("train", choice)
     choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
-    shape, num_classes = record["input_shape"], len(record["classes"])
     if cfg.data.folder != folder:
         choice.append(f"data.folder={folder}")
-    if (cfg.data.input_shape, cfg.data.num_classes) != (shape, num_classes):
-        choice.append(settings_for(shape, num_classes))
     if "features" in record and not cfg.model._target_.endswith(".MLP"):
         choice.append("model=mlp")  # a row has no neighbouring pixels
     return " ".join([f"python -m {__package__}.train", *choice])

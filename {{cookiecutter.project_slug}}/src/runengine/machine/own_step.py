@@ -33,6 +33,8 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
     Raises:
         UserError: the data are not prepared, or the task does not leave its step to Lightning.
     """
+    data = _built("build_data", cfg)
+    data.setup("fit")  # settings of the model may be read from what was prepared
     task = _built("build_task", cfg)
     if not task.automatic_optimization:
         raise UserError("not measured: the task steps its optimizers itself (automatic_optimization is False)")
@@ -53,7 +55,7 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
 
     # there the batch is on the device, and the optimizers are built
     at_first_batch = LambdaCallback(on_train_batch_start=lambda trainer, _, batch, __: _end(measure(trainer, batch)))
-    return _in_a_training(task, cfg, device, at_first_batch)
+    return _in_a_training(task, data, cfg, device, at_first_batch)
 
 
 class _Measured(Exception):
@@ -74,7 +76,9 @@ class _NoTask(pl.LightningModule):
         """There is nothing to learn."""
 
 
-def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.device, callback: pl.Callback) -> Reading:
+def _in_a_training(
+    task: pl.LightningModule, data: pl.LightningDataModule, cfg: DictConfig, device: torch.device, callback: pl.Callback
+) -> Reading:
     """Train with the project's data until something is measured, so that `self.trainer` and `self.log` work."""
     quiet_lightning()
     with warnings.catch_warnings():
@@ -88,7 +92,7 @@ def _in_a_training(task: pl.LightningModule, cfg: DictConfig, device: torch.devi
             barebones=True,
         )
         try:
-            trainer.fit(task, _built("build_data", cfg))
+            trainer.fit(task, data)
         except _Measured as found:
             reading: Reading = found.args[0]
             return reading
@@ -134,4 +138,4 @@ def loading(cfg: DictConfig, budget_s: float) -> Reading:
         return seconds(partial(next, batches), torch.device("cpu"), budget_s).rate(num_examples)
 
     at_start = LambdaCallback(on_train_start=lambda trainer, _: _end(measure(trainer.train_dataloader)))
-    return _in_a_training(_NoTask(), cfg, torch.device("cpu"), at_start)
+    return _in_a_training(_NoTask(), _built("build_data", cfg), cfg, torch.device("cpu"), at_start)

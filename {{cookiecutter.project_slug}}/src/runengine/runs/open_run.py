@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..settings.config import fill_in_prepared
 from ..settings.console import open_log
 from ..settings.files import atomic_write
 from . import provenance
@@ -48,6 +49,7 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
         _record_fingerprint(run, cfg)
         cfg = cfg.copy()
         cfg.run_dir, cfg.restart_if_changed = None, False  # the folder may move
+        fill_in_prepared(cfg)
         atomic_write(run.config, OmegaConf.to_yaml(cfg))
         log.info("run %s", run.folder)
         yield

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import project
-from .config import chosen_groups, compose, deciding, flatten, typed_key
+from .config import chosen_groups, compose, deciding, fill_in_prepared, flatten, typed_key
 from .errors import UserError
 
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -182,5 +182,6 @@ def main() -> None:
     project.use(dataclasses.replace(project.current(), script=script))
     cfg = compose(script, overrides)
     check(cfg, script, overrides)
+    fill_in_prepared(cfg, written=True)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(OmegaConf.to_yaml(deciding(cfg)), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import project
+from .files import read_json
 
 SQLITE = "sqlite:///"  # before the path of MLflow's database
 # they do not change what a run computes; the first only how it is started, the others also what is recorded
@@ -22,6 +23,27 @@ OmegaConf.register_new_resolver(
     lambda *choices: None if all(choice is None or choice is False for choice in choices) else "MULTIRUN",
     replace=True,
 )
+
+
+def _prepared(key: str, *, _parent_: DictConfig) -> Any:
+    """What `prepare` has written into `split.json` of the folder next to this setting; None if it is not there."""
+    return read_json(project.from_root(Path(_parent_.folder)) / "split.json").get(key)
+
+
+# num_classes: ${prepared:num_classes}
+OmegaConf.register_new_resolver("prepared", _prepared, replace=True)
+
+
+def fill_in_prepared(cfg: DictConfig, *, written: bool = False) -> None:
+    """Put what `prepare` found in place of the settings that read it: a run's settings depend on no folder.
+
+    Args:
+        cfg: is changed.
+        written: put only what is written there, such as `{prepared:num_classes}`: the same before and after `prepare`.
+    """
+    for key, text in _texts(cfg):
+        if text.startswith("${prepared:"):
+            OmegaConf.update(cfg, key, text.removeprefix("$") if written else OmegaConf.select(cfg, key))
 
 
 def flatten(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,7 @@ def prepare(folder: Path, rows: np.ndarray) -> dict[str, Any]:
             np.save(file, part)
     record = {
         "rows": {name: len(np.load(folder / f"{name}.npy")) for name in SPLITS},
+        "num_features": rows.shape[1] - 1,
         "sha256": {f"{name}.npy": runengine.sha256(folder / f"{name}.npy") for name in SPLITS},
     }
     runengine.atomic_write(folder / "split.json", json.dumps(record, indent=2) + "\n")

@@ -25,8 +25,9 @@ def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
 
     from .predict import export
 
-    data, task = build_data(cfg), build_task(cfg)
+    data = build_data(cfg)
     data.setup("fit")  # a missing or damaged file ends it here, before anything is written
+    task = build_task(cfg)
     run.start_from(task, cfg.init_from)
     callbacks, loggers = runengine.build_all(cfg.callbacks), runengine.build_all(cfg.loggers)
     trainer = pl.Trainer(**run.trainer_options(task, callbacks=callbacks, loggers=loggers))

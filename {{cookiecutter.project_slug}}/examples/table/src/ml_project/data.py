@@ -119,7 +119,7 @@ class TableData(pl.LightningDataModule):
         if wanted != self.num_features:
             raise UserError(
                 f"data.num_features is {self.num_features}, but a row in {self.folder.as_posix()} becomes {wanted} "
-                f"numbers. Type data.num_features={wanted}, or write it into conf/data/."
+                "numbers. Do not type it, and let conf/data/ say ${prepared:num_features}."
             )
         rows_NC, targets_N = (torch.from_numpy(np.load(file, allow_pickle=False)) for file in files)
         mean, std = self.target_scale

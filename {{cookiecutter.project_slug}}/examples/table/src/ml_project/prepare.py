@@ -76,6 +76,8 @@ def prepare(
     if train_N.std() == 0:
         raise UserError(f"{file}: the target {target!r} is {train_N[0]:g} in all training rows: nothing to learn.")
 
+    columns = measure(rows_NC[splits["train"]], names, known)
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
         new = Path(temporary) / "new"  # complete before it takes the place of the old one
@@ -89,7 +91,8 @@ def prepare(
             "target": target,
             "target_mean": float(train_N.mean()),
             "target_std": float(train_N.std()),
-            **measure(rows_NC[splits["train"]], names, known),
+            **columns,
+            "num_features": num_features(columns),
             "sha256": {path.name: runengine.sha256(path) for path in sorted(new.iterdir())},
         }
         (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -104,9 +107,9 @@ def files_of(folder: Path, split: str) -> list[Path]:
     return [folder / f"{split}_{kind}.npy" for kind in ("rows", "targets", "places")]
 
 
-def num_features(record: dict[str, Any]) -> int:
+def num_features(columns: dict[str, Any]) -> int:
     """How many numbers a row becomes: one for a number, one for each category, one where values may be missing."""
-    return len(record["mean"]) + sum(map(len, record["categories"].values())) + len(record["missing"])
+    return len(columns["mean"]) + sum(map(len, columns["categories"].values())) + len(columns["missing"])
 
 
 def diabetes(file: Path) -> None:
@@ -138,14 +141,12 @@ def _refuse_unknown(file: Path, names: list[str], setting: str, name: str) -> No
         raise UserError(f"{file} has no column {name!r}: its columns are {listed(names, 10)}. {hint}")
 
 
-def _how_to_train(dataset: str, folder: str, record: dict[str, Any]) -> str:
+def _how_to_train(dataset: str, folder: str) -> str:
     """The command that trains on what was prepared: only what differs from the defaults."""
     cfg = runengine.compose("train", choice := [f"data={dataset}"] if dataset in runengine.choices("data") else [])
     choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
     if cfg.data.folder != folder:
         choice.append(f"data.folder={folder}")
-    if cfg.data.num_features != num_features(record):
-        choice.append(f"data.num_features={num_features(record)}")
     return " ".join([f"python -m {__package__}.train", *choice])
 
 
@@ -164,7 +165,7 @@ def main(cfg: DictConfig) -> None:
     print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
     categories = listed([f"{name} ({len(known)})" for name, known in record["categories"].items()])
     print(f"columns: {len(record['mean'])} of numbers, and of categories: {categories or 'none'}")
-    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder, record)}")
+    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Measure a run's best checkpoint on the test split: the only place that looks at it.
+
+    python -m ml_project.evaluate                       # the newest run
+    python -m ml_project.evaluate runs/topics/...       # this one
+
+The result goes into the run's folder and into its MLflow run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections import Counter
+
+import runengine
+
+ORDERS = {"unigram": 1, "5-gram": 5}  # the baselines: how long the runs of characters are that they count
+PRIOR = 5.0  # measured on the val split of the topics
+SAMPLES, PROMPT_LENGTH, LENGTH = 3, 40, 300  # of samples.txt: how many; in characters
+SUMMARY = "Measure a run's best checkpoint on the test split."
+
+
+def evaluate(run: runengine.Run) -> dict[str, float]:
+    """`test/loss` of the run's best checkpoint in nats, `test/bits` a character, and those of two baselines.
+
+    Writes `test_metrics.json`, `test_predictions.csv`, `bits_by_place.png` and `samples.txt`, which the model wrote;
+    exports the model again, if that failed after the training.
+    """
+    import pandas as pd
+    import torch
+
+    from .plots import bits_by_place
+    from .predict import export, generate, load
+    from .prepare import to_text
+
+    _, task, data = runengine.load(run)
+    tested = runengine.evaluation_trainer().test(task, data, verbose=False)[0]
+    metrics = {name: float(value) for name, value in tested.items()}
+
+    vocabulary = runengine.read_data(run)["vocabulary"]
+    train_text, test_text = (to_text(data.tokens(name).tolist(), vocabulary) for name in ("train", "test"))
+    baselines = {name: ngram_bits(train_text, test_text, len(vocabulary), order) for name, order in ORDERS.items()}
+    metrics["test/bits"] = metrics["test/loss"] / math.log(2)
+    metrics |= {f"test/bits_{name}": bits for name, bits in baselines.items()}
+    bits_T = torch.cat(task.test_losses_BT).nanmean(dim=0).numpy() / math.log(2)
+    run.save_table("test_predictions.csv", pd.DataFrame({"characters_seen": range(1, len(bits_T) + 1), "bits": bits_T}))
+    run.save_figure("bits_by_place.png", bits_by_place(bits_T, baselines))
+    model = load(str(run.folder))
+    starts = [test_text[place:][:PROMPT_LENGTH] for place in range(0, len(test_text), len(test_text) // SAMPLES + 1)]
+    samples = [f"{start} | {''.join(generate(model, start, LENGTH))}\n" for start in starts]
+    runengine.atomic_write(run.folder / "samples.txt", "\n".join(samples))
+    if not run.model.is_dir():
+        export(run)
+    runengine.save_test_metrics(run, metrics)
+    return metrics
+
+
+def ngram_bits(train_text: str, test_text: str, num_tokens: int, order: int) -> float:
+    """Bits a character of the test, of whoever has counted the runs of up to `order` characters in the training.
+
+    After a run, the next character is as probable as it was counted, together with `PRIOR` characters that are spread
+    as after the run without its first (MacKay and Peto 1995, with one prior for all); after none, all are alike.
+    """
+    probabilities = [1 / num_tokens] * len(test_text)
+    for length in range(1, order + 1):
+        places = range(len(train_text) - length + 1)
+        runs = Counter(train_text[place : place + length] for place in places)
+        before = Counter(train_text[place : place + length - 1] for place in places)
+        for place in range(length - 1, len(test_text)):
+            run = test_text[place - length + 1 : place + 1]
+            shorter = PRIOR * probabilities[place]
+            probabilities[place] = (runs[run] + shorter) / (before[run[:-1]] + PRIOR)
+    return -sum(map(math.log2, probabilities[1:])) / (len(test_text) - 1)  # the first is not to be predicted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
+    parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
+    run = runengine.find(parser.parse_args().run)
+    metrics = evaluate(run)
+    baselines = ", ".join(f"{name} {metrics[f'test/bits_{name}']:.3f}" for name in ORDERS)
+    print(f"test           {metrics['test/bits']:.3f} bits a character ({baselines})")
+    print(f"it writes      {os.path.relpath(run.folder / 'samples.txt')}")
+    print(f"run folder     {os.path.relpath(run.folder)}")
+    print("see it         make mlflow")
+
+
+if __name__ == "__main__":
+    with runengine.friendly_errors():
+        main()

@@ -1,0 +1,89 @@
+"""From the training to the answers: the scripts work together, and a stopped training loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import runengine
+from runengine.testing import assert_resumes_exactly
+
+from ml_project import predict
+from ml_project.evaluate import evaluate, ngram_bits
+from ml_project.train import train
+
+
+@pytest.fixture(scope="module")
+def run(short: list[str], tmp_path_factory: pytest.TempPathFactory) -> runengine.Run:
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    overrides = [*short, "trainer.max_epochs=1", f"run_dir={folder.as_posix()}"]
+    return train.start(runengine.compose("train", overrides), overrides)
+
+
+@pytest.fixture(scope="module")
+def metrics(run: runengine.Run) -> dict[str, float]:
+    return evaluate(run)
+
+
+def test_one_epoch_trains_and_evaluates(run: runengine.Run, metrics: dict[str, float]) -> None:
+    assert run.finished()
+    assert run.best.is_file()
+    assert metrics
+    assert all(name.startswith("test/") and math.isfinite(value) for name, value in metrics.items())
+    assert run.test_metrics.is_file()
+
+
+def test_the_test_is_over_every_character(run: runengine.Run, metrics: dict[str, float]) -> None:
+    """As the model itself says them, window by window."""
+    cfg, task, data = runengine.load(run)
+    model, nats = predict.load(str(run.folder)), 0.0
+    tokens = data.tokens("test").numpy()[: 2 * cfg.data.context + 1]
+    for place in range(1, len(tokens)):
+        start = (place - 1) // cfg.data.context * cfg.data.context
+        tokens_1T = np.full((1, cfg.data.context), -1)
+        tokens_1T[0, : place - start] = tokens[start:place]
+        nats -= math.log(model.next(tokens_1T)[0, tokens[place]])
+    inputs_NT, targets_NT = data.split("test").tensors
+    losses_BT = task.mean_loss((inputs_NT[:2], targets_NT[:2]))[1]
+    assert nats / (len(tokens) - 1) == pytest.approx(float(losses_BT.mean()), rel=1e-4)
+    table = pd.read_csv(run.folder / "test_predictions.csv")
+    assert metrics["test/bits"] == pytest.approx(table["bits"].mean(), rel=1e-2)
+    assert metrics["test/bits"] == pytest.approx(metrics["test/loss"] / math.log(2))
+    assert len(table) == cfg.data.context
+
+
+def test_a_run_of_characters_is_as_probable_as_it_was_counted() -> None:
+    # `a` is 2 of 4, with 5 more of which each of 4 is a quarter; after it came `b` twice, and 5 more as without it
+    one, after_a = (2 + 5 / 4) / (4 + 5), (2 + 5 * (2 + 5 / 4) / (4 + 5)) / (2 + 5)
+    assert ngram_bits("abab", "ab", num_tokens=4, order=1) == pytest.approx(-math.log2(one))
+    assert ngram_bits("abab", "ab", num_tokens=4, order=2) == pytest.approx(-math.log2(after_a))
+
+
+def test_a_text_goes_on_as_its_seed_says(run: runengine.Run) -> None:
+    model = predict.load(str(run.folder))
+    answers = ["".join(predict.generate(model, "The ", 20, seed=seed)) for seed in (0, 0, 1)]
+    assert len(answers[0]) == 20
+    assert answers[0] == answers[1] != answers[2]
+    long = "The statement is " * 20
+    assert len(list(predict.generate(model, long, 3, temperature=0))) == 3
+
+
+def test_what_is_no_text_has_no_answer(run: runengine.Run, processed: Path) -> None:
+    model = predict.load(str(run.folder))
+    num_tokens = json.loads((processed / "split.json").read_text())["num_tokens"]
+    tokens_4T = np.full((4, model.context), -1)
+    tokens_4T[0, 0], tokens_4T[1, 1], tokens_4T[2, 0] = 3, 3, -2  # the fourth has none
+    answers_4K = model.next(tokens_4T)
+    assert answers_4K[0].sum() == pytest.approx(1)
+    assert np.isnan(answers_4K[1:]).all()
+    with pytest.raises(IndexError):
+        model.next(np.full((1, model.context), num_tokens))
+
+
+def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
+    assert_resumes_exactly(train, short)
