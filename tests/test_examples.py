@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import pytest
 from conftest import CHOICES, PROJECT, ROOT, free_port, generate, link_environment, run
 
 sys.path.append(str(ROOT / "tests/engine"))
-from pages import follow, quickly  # type: ignore[import-not-found]
+from pages import Commands, follow  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +33,8 @@ FIGURES = {
     "text": ("learning_curve.png", "bits_by_place.png"),
     "minimal": (),
 }
-REACHES = {  # the default: 0.49; 2.6; 0.012
+SHORTER = {"table": [], "text": ["trainer.max_epochs=2"], "minimal": []}  # a minute's training, three times
+REACHES = {  # the default: 0.49; of 2 epochs: 2.6; 0.012
     "table": ("test/r2", 0.35, 0.65),
     "text": ("test/bits", 2.0, 3.0),
     "minimal": ("test/loss", 0.005, 0.02),
@@ -133,8 +133,8 @@ def example(
 
 @pytest.fixture(scope="module")
 def trained(example: Example) -> Path:
-    """The folder of a run of the default settings, evaluated."""
-    printed = example.make("train", "evaluate")
+    """The folder of a run of the default settings, or of the beginning of one, evaluated."""
+    printed = example.make("train", "evaluate", f"ARGS={' '.join(SHORTER[example.name])}")
     found = re.search(r"^run folder     (\S+)$", printed, re.MULTILINE)
     assert found, printed
     return example.folder / found[1]
@@ -148,7 +148,8 @@ def test_it_learns_and_shows_it(example: Example, trained: Path) -> None:
 
 
 def test_a_training_that_is_killed_ends_as_if_nothing_had_happened(example: Example, trained: Path) -> None:
-    command = [str(example.folder / ".venv/bin/python"), "-m", "my_project.train", "run_dir=runs/killed"]
+    python = str(example.folder / ".venv/bin/python")
+    command = [python, "-m", "my_project.train", "run_dir=runs/killed", *SHORTER[example.name]]
     killed = subprocess.Popen(command, cwd=example.folder, env=example.env, start_new_session=True)
     last = example.folder / "runs/killed/checkpoints/last.ckpt"
     while not last.is_file():
@@ -244,6 +245,8 @@ def test_what_is_served_is_what_is_predicted_from_raw_input(example: Example, tr
 
 
 def test_the_pipeline_runs_once(example: Example) -> None:
+    pipeline = example.folder / "pipeline.yaml"
+    pipeline.write_text(pipeline.read_text().replace('train: ""', f'train: "{" ".join(SHORTER[example.name])}"'))
     run("dvc", "repro", cwd=example.folder, env=example.env)
     again = run("dvc", "repro", cwd=example.folder, env=example.env).output
     assert "Data and pipelines are up to date." in again
@@ -288,19 +291,12 @@ def test_its_pages_can_be_followed(example: Example, tmp_path: Path) -> None:
     run("cp", "-a", example.folder, copy, cwd=tmp_path)
     run("make", "setup", cwd=copy, env=example.env)
     env = {**example.env, "PATH": f"{copy / '.venv/bin'}:{os.environ['PATH']}"}
-
-    def type_in(command: str) -> None:
-        if command in followed:
-            return
-        words = shlex.split(command, comments=True)
-        if words[:2] == ["python", "-m"]:
-            words = [*words[:3], *quickly(words[3:], words[2])]
-        run(*words, cwd=copy, env=env)
-
-    for page in PAGES:
-        images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
-        own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
-        text = "" if own else images.read_text(encoding="utf-8")
-        followed = text.replace("ml_project", "my_project").splitlines()
-        follow(copy / f"docs/{page}.md", copy, type_in)
+    with Commands(str(copy / ".venv/bin/python"), copy, env) as commands:
+        for page in PAGES:
+            images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
+            own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
+            text = "" if own else images.read_text(encoding="utf-8")
+            followed = text.replace("ml_project", "my_project").splitlines()
+            follow(copy / f"docs/{page}.md", copy, commands.run, followed)
+    (copy / "output.txt").unlink()
     run("make", "test", cwd=copy, env=env)

@@ -46,7 +46,8 @@ EXAMPLE_FILES = {
     ),
     "table": MORE_FILES
     + (
-        "src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
+        "src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py "
+        "src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
         "src/PACKAGE/conf/dataset/csv.yaml src/PACKAGE/conf/dataset/diabetes.yaml src/PACKAGE/conf/model/linear.yaml"
     ),
     "text": MORE_FILES

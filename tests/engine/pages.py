@@ -8,24 +8,89 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+import shlex
+import subprocess
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", re.MULTILINE | re.DOTALL)
 QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
 ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
+# Imports what takes long once; then each line is a command of the package, run in a copy of this process.
+SERVER = """
+import importlib, json, os, runpy, sys
+import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
+for line in sys.stdin:
+    module, *arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        importlib.invalidate_caches()
+        out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2)
+        torch.set_num_threads(1)
+        sys.argv, status = [module, *arguments], 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def follow(page: Path, folder: Path, run: Callable[[str], None]) -> list[str]:
-    """Do in this project's folder what the page says, commands by `run`; returns the tests that it names."""
+class Commands:
+    """Types commands in a project's folder; those of Python are run in forks of one process.
+
+    Args:
+        python: of the project's environment.
+        folder: of the project.
+        env: the environment's variables.
+    """
+
+    def __init__(self, python: str, folder: Path, env: dict[str, str]) -> None:
+        self.python, self.folder = python, folder
+        self.env = {**env, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        self.server = subprocess.Popen(
+            [python, "-c", SERVER], cwd=folder, env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.communicate()  # the end of its input ends it
+
+    def run(self, command: str) -> None:
+        words = shlex.split(command, comments=True)
+        if words[:2] == ["python", "-m"]:
+            assert self.server.stdin
+            assert self.server.stdout
+            print(json.dumps([words[2], *quickly(words[3:], words[2])]), file=self.server.stdin, flush=True)
+            status, output = int(self.server.stdout.readline()), (self.folder / "output.txt").read_text()
+        else:
+            program = [self.python, *words[1:]] if words[0] == "python" else words
+            done = subprocess.run(program, cwd=self.folder, env=self.env, capture_output=True, text=True)
+            status, output = done.returncode, done.stdout + done.stderr
+        assert status == 0, f"{command}\n{output[-4000:]}"
+
+
+def follow(page: Path, folder: Path, run: Callable[[str], None], known: Collection[str] = ()) -> list[str]:
+    """Do in this folder what the page says, commands but for known ones by `run`; returns the tests that it names."""
     text, file, num_commands = page.read_text(encoding="utf-8"), folder, 0
     for kind, content, name in FENCE.findall(text):
         if name:
             file = folder / name
         elif kind == "sh":
             for command in content.splitlines():
-                run(command)
+                if command not in known:
+                    run(command)
                 num_commands += 1
         elif kind == "diff":
             change(file, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -18,7 +17,7 @@ import reference
 import runengine
 import torch
 from conftest import SOURCE
-from pages import follow, quickly
+from pages import Commands, follow
 from runengine import Run, compose
 from runengine.machine import doctor
 from runengine.settings import project
@@ -27,76 +26,22 @@ from runengine.settings.config import flatten
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
 PAGES = ("tools", "experiment", "model", "metric", "sweep", "bring-your-own-data", "engine")
-# Imports what takes long once; then each line is a command of the package, run in a copy of this process.
-SERVER = """
-import importlib, json, os, runpy, sys
-import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
-for line in sys.stdin:
-    module, *arguments = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        importlib.invalidate_caches()
-        out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2)
-        torch.set_num_threads(1)
-        sys.argv, status = [module, *arguments], 0
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Copy:
-    """A copy of the project, where a page is followed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            cwd=folder,
-            env=env,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def run(self, command: str) -> None:
-        words = shlex.split(command, comments=True)
-        if words[:2] == ["python", "-m"]:
-            assert self.server.stdin
-            assert self.server.stdout
-            print(json.dumps([words[2], *quickly(words[3:], words[2])]), file=self.server.stdin, flush=True)
-            status, output = int(self.server.stdout.readline()), (self.folder / "output.txt").read_text()
-        else:
-            program = [sys.executable, *words[1:]] if words[0] == "python" else words
-            done = subprocess.run(program, cwd=self.folder, capture_output=True, text=True)
-            status, output = done.returncode, done.stdout + done.stderr
-        assert status == 0, f"{command}\n{output[-4000:]}"
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Copy]:
+def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Commands]:
+    """A copy of the project, where a page is followed."""
     folder = tmp_path_factory.mktemp("followed")
     shutil.copytree(processed, folder / "data/processed")
     (folder / "pyproject.toml").write_text('[tool.runengine]\npackage = "ml_project"\n', encoding="utf-8")
     (folder / "src").mkdir()  # Python would remember that it was not there
-    copy = Copy(folder)
-    with copy.server:  # its end closes the pipes, which ends it
-        yield copy
+    with Commands(sys.executable, folder, dict(os.environ)) as commands:
+        yield commands
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_can_be_followed(page: str, origin: Copy) -> None:
+def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for tests in follow(DOCS / f"{page}.md", origin.folder, origin.run):

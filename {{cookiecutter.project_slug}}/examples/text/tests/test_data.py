@@ -12,7 +12,7 @@ from conftest import prepare_as_configured
 from runengine import UserError
 
 from ml_project.data import NOTHING, TextData
-from ml_project.prepare import SPLITS, prepare, read, to_text, to_tokens
+from ml_project.prepare import SPLITS, prepare, to_text, to_tokens
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_the_parts_of_the_text_are_all_of_it(fox: Path) -> None:
     vocabulary = json.loads((fox / "made/split.json").read_text())["vocabulary"]
     data = TextData(fox / "made", len(vocabulary), context=4, batch_size=1, seed=0)
     parts = [to_text(data.tokens(name).tolist(), vocabulary) for name in SPLITS]
-    assert "".join(parts) == read(fox / "fox.txt")
+    assert "".join(parts) == (fox / "fox.txt").read_text()
     assert list(map(len, parts)) == [22, 11, 11]
 
 

@@ -4,7 +4,8 @@
     python -m ml_project.prepare dataset=text dataset.file=data/raw/novel.txt
 
 The first part of the text is for the training, the end for the test. Each split is a file `<split>.npy` (int64, N: for
-each character its place in the vocabulary). `split.json` records the vocabulary, the counts, and the SHA-256 of each file.
+each character its place in the vocabulary). `split.json` records the vocabulary, the counts, and the SHA-256 of each
+file.
 """
 
 from __future__ import annotations
