@@ -63,7 +63,7 @@ def test_a_window_longer_than_the_text_is_refused(fox: Path) -> None:
     [
         (b"", "is empty. Put your text there, or set dataset.file."),
         (b" \n", "is empty. Put your text there, or set dataset.file."),
-        (b"caf\xe9", "is no text in UTF-8: byte 3 is wrong. Save it as UTF-8."),
+        (b"to \xff", "is no text in UTF-8: byte 3 is wrong. Save it as UTF-8."),
         (b"abc", "has 3 characters: too few for three splits. Bring a longer text."),
     ],
 )
