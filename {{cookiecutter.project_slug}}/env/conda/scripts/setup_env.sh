@@ -61,7 +61,7 @@ cuda_wanted() { # the CUDA that conda-forge builds this PyTorch with; nothing fo
     esac
 }
 
-tell_cuda() { # where conda sees no driver (a login node, CI) it refuses CUDA's packages unless it is told one
+tell_cuda() { # where conda sees no driver (a login node, CI) it refuses CUDA's packages unless a variable names one
     case $info in *__cuda*) return 0 ;; esac
     if [ -n "$cuda" ] && [ -z "${CONDA_OVERRIDE_CUDA+set}" ]; then
         export CONDA_OVERRIDE_CUDA="$cuda"

@@ -62,7 +62,7 @@ def make_venv(wanted: str) -> None:
 
 
 def install_torch(config: dict[str, str], any_build: str) -> None:
-    """First as pip is configured (a mirror, a cluster's wheelhouse), else from PyTorch's own index.
+    """From where pip looks first (a mirror, a cluster's wheelhouse), else from PyTorch's own index.
 
     Args:
         config: `[tool.ml-template]` of pyproject.toml.

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import runengine
+from runengine import UserError
 from runengine.testing import assert_resumes_exactly
 
 from ml_project import predict
@@ -70,7 +71,24 @@ def test_a_text_goes_on_as_its_seed_says(run: runengine.Run) -> None:
     assert len(answers[0]) == 20
     assert answers[0] == answers[1] != answers[2]
     long = "The statement is " * 20
-    assert len(list(predict.generate(model, long, 3, temperature=0))) == 3
+    likely = "".join(predict.generate(model, long, 3, temperature=0))
+    assert "".join(predict.generate(model, long, 3, temperature=1e-3)) == likely
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["", "--length", "1"], "the text is empty. Give one character or more."),
+        (["The", "--length", "0"], "--length must be >= 1, got 0."),
+        (["The", "--temperature", "11"], "--temperature must be >= 0 and <= 10, got 11."),
+        (["The", "--seed", "-1"], "--seed must be >= 0, got -1."),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(typed: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["predict", *typed])
+    with pytest.raises(UserError) as refused:
+        predict.main()
+    assert str(refused.value) == sentence
 
 
 def test_what_is_no_text_has_no_answer(run: runengine.Run, processed: Path) -> None:

@@ -16,7 +16,8 @@ from collections import Counter
 import runengine
 
 ORDERS = {"unigram": 1, "5-gram": 5}  # the baselines: how long the runs of characters are that they count
-PRIOR = 5.0  # measured on the val split of the topics
+PRIOR = 5.0  # characters
+MOST_COUNTED = 5_000_000  # characters of the training, the last ones: a larger text would fill the memory
 SAMPLES, PROMPT_LENGTH, LENGTH = 3, 40, 300  # of samples.txt: how many; in characters
 SUMMARY = "Measure a run's best checkpoint on the test split."
 
@@ -62,6 +63,7 @@ def ngram_bits(train_text: str, test_text: str, num_tokens: int, order: int) -> 
     After a run, the next character is as probable as it was counted, together with `PRIOR` characters that are spread
     as after the run without its first (MacKay and Peto 1995, with one prior for all); after none, all are alike.
     """
+    train_text = train_text[-MOST_COUNTED:]
     probabilities = [1 / num_tokens] * len(test_text)
     for length in range(1, order + 1):
         places = range(len(train_text) - length + 1)

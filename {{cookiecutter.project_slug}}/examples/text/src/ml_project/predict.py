@@ -12,6 +12,7 @@ Legend: N texts, T tokens, K different tokens.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,8 @@ def load(name: str | None) -> Model:
     if name and name.startswith(("models:/", "runs:/")):
         served = runengine.load_model(name)
         known: Mapping[str, Any] = served.metadata.metadata or {}
+        if not known.keys() >= {"vocabulary", "context"}:
+            raise UserError(f"{name} does not say which characters it knows. Give a model of this project.")
         return Model(served.predict, known["vocabulary"], known["context"])
     checkpoint = Path(name) if name and name.endswith(".ckpt") else None
     if checkpoint and not checkpoint.is_file():
@@ -118,7 +121,7 @@ def generate(model: Model, text: str, length: int, temperature: float = 0.8, see
         if not np.isfinite(probabilities_K).all():
             raise UserError("the model answers with NaN. Give another --model.")
         if temperature:
-            scaled_K = probabilities_K ** (1 / temperature)
+            scaled_K = (probabilities_K / probabilities_K.max()) ** (1 / temperature)
             token = random.choice(len(scaled_K), p=scaled_K / scaled_K.sum())
         else:
             token = probabilities_K.argmax()
@@ -136,10 +139,14 @@ def main() -> None:
     typed = parser.parse_args()
     if not typed.text:
         raise UserError("the text is empty. Give one character or more.")
-    if typed.length < 1 or not 0 <= typed.temperature <= 10:
-        raise UserError(
-            f"--length must be >= 1 and --temperature from 0 to 10, got {typed.length} and {typed.temperature:g}."
-        )
+    for name, value, least, most in (
+        ("length", typed.length, 1, math.inf),
+        ("temperature", typed.temperature, 0, 10),
+        ("seed", typed.seed, 0, math.inf),
+    ):
+        if not least <= value <= most:
+            limit = f" and <= {most}" if most < math.inf else ""
+            raise UserError(f"--{name} must be >= {least}{limit}, got {value:g}.")
     print(typed.text, end="", flush=True)
     for character in generate(load(typed.model), typed.text, typed.length, typed.temperature, typed.seed):
         print(character, end="", flush=True)

@@ -85,11 +85,14 @@ def read(file: Path) -> str:
 
 def to_tokens(text: str, vocabulary: list[str]) -> np.ndarray:
     """For each character its place in the vocabulary; int64, N."""
-    places = {character: place for place, character in enumerate(vocabulary)}
-    for character in text:
-        if character not in places:
-            raise UserError(f"the character {character!r} was not there in the training. Leave it out.")
-    return np.array([places[character] for character in text], dtype=np.int64)
+    known_K, codes_N = (
+        np.frombuffer("".join(characters).encode("utf-32-le", "surrogatepass"), np.uint32)
+        for characters in (vocabulary, text)
+    )
+    tokens_N = np.searchsorted(known_K, codes_N).clip(max=len(known_K) - 1)  # the vocabulary is sorted
+    for code in codes_N[known_K[tokens_N] != codes_N][:1]:
+        raise UserError(f"the character {chr(code)!r} was not there in the training. Leave it out.")
+    return tokens_N.astype(np.int64)
 
 
 def to_text(tokens: Iterable[int], vocabulary: list[str]) -> str:
