@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import run, without
+from conftest import ROOT, run, without
 from loopback import serve
+
+sys.path.append(str(ROOT / "tests/engine"))
+from pages import Commands  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
@@ -79,10 +83,11 @@ def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str]
     commands = re.findall(r"^(?:    )?((?:mkdir|python|dvc) .*)$", page, re.MULTILINE)
     *commands, pipeline = commands
     assert len(commands) >= 10
-    with serve(tmp_path / "clothes") as address:
+    python = str(project / ".venv/bin/python")
+    with serve(tmp_path / "clothes") as address, Commands(python, copy, venv) as typed:
         clothes.write_text(re.sub(r"address: \S+", f"address: {address}", text), encoding="utf-8")
         for command in commands:
-            printed = run("sh", "-c", command, cwd=copy, env=venv).output
+            printed = typed.run(command)
             if "dataset.file=" in command:
                 for line in printed.splitlines():
                     assert f"    {line}\n" in page

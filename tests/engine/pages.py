@@ -67,7 +67,8 @@ class Commands:
     def __exit__(self, *_: object) -> None:
         self.server.communicate()  # the end of its input ends it
 
-    def run(self, command: str) -> None:
+    def run(self, command: str) -> str:
+        """What it printed."""
         words = shlex.split(command, comments=True)
         if words[:2] == ["python", "-m"]:
             assert self.server.stdin
@@ -79,9 +80,10 @@ class Commands:
             done = subprocess.run(program, cwd=self.folder, env=self.env, capture_output=True, text=True)
             status, output = done.returncode, done.stdout + done.stderr
         assert status == 0, f"{command}\n{output[-4000:]}"
+        return output
 
 
-def follow(page: Path, folder: Path, run: Callable[[str], None], known: Collection[str] = ()) -> list[str]:
+def follow(page: Path, folder: Path, run: Callable[[str], object], known: Collection[str] = ()) -> list[str]:
     """Do in this folder what the page says, commands but for known ones by `run`; returns the tests that it names."""
     text, file, num_commands = page.read_text(encoding="utf-8"), folder, 0
     for kind, content, name in FENCE.findall(text):
