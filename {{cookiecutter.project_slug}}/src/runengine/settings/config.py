@@ -30,7 +30,7 @@ def _prepared(key: str, *, _parent_: DictConfig) -> Any:
     return read_json(project.from_root(Path(_parent_.folder)) / "split.json").get(key)
 
 
-# num_classes: ${prepared:num_classes}
+# in a file of settings: size: ${prepared:size}
 OmegaConf.register_new_resolver("prepared", _prepared, replace=True)
 
 
@@ -39,7 +39,7 @@ def fill_in_prepared(cfg: DictConfig, *, written: bool = False) -> None:
 
     Args:
         cfg: is changed.
-        written: put only what is written there, such as `{prepared:num_classes}`: the same before and after `prepare`.
+        written: put only what is written there, such as `{prepared:size}`: the same before and after `prepare`.
     """
     for key, text in _texts(cfg):
         if text.startswith("${prepared:"):
