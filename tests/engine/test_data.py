@@ -156,8 +156,8 @@ def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: Imag
         data.split("val")
     assert str(error.value) == (
         f"data.input_shape is [9, 9, 9] and data.num_classes {data.num_classes}, but the examples in "
-        f"data/processed are {shape}, of {data.num_classes} classes. Do not type them, and let conf/data/ say "
-        "${prepared:input_shape} and ${prepared:num_classes}."
+        f"data/processed are {shape}, of {data.num_classes} classes. A run wants the data it was trained "
+        "on; a new one has to type neither: let conf/data/ say ${prepared:input_shape} and ${prepared:num_classes}."
     )
 
 

@@ -134,6 +134,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"data.input_shape is {list(self.input_shape)} and data.num_classes {self.num_classes}, but the "
                 f"examples in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
-                "Do not type them, and let conf/data/ say ${prepared:input_shape} and ${prepared:num_classes}."
+                "A run wants the data it was trained on; a new one has to type neither: let conf/data/ say "
+                "${prepared:input_shape} and ${prepared:num_classes}."
             )
         return ImageSplit(images, labels)

@@ -119,7 +119,8 @@ class TableData(pl.LightningDataModule):
         if wanted != self.num_features:
             raise UserError(
                 f"data.num_features is {self.num_features}, but a row in {self.folder.as_posix()} becomes {wanted} "
-                "numbers. Do not type it, and let conf/data/ say ${prepared:num_features}."
+                "numbers. A run wants the data it was trained on; a new one has to type nothing: let conf/data/ say "
+                "${prepared:num_features}."
             )
         rows_NC, targets_N = (torch.from_numpy(np.load(file, allow_pickle=False)) for file in files)
         mean, std = self.target_scale

@@ -83,7 +83,8 @@ class TextData(pl.LightningDataModule):
         if num_tokens != self.num_tokens:
             raise UserError(
                 f"data.num_tokens is {self.num_tokens}, but {self.folder.as_posix()} has {num_tokens} different "
-                "characters. Do not type it, and let conf/data/ say ${prepared:num_tokens}."
+                "characters. A run wants the data it was trained on; a new one has to type nothing: let conf/data/ say "
+                "${prepared:num_tokens}."
             )
         tokens = torch.from_numpy(np.load(file, allow_pickle=False))
         if len(tokens) <= self.context:

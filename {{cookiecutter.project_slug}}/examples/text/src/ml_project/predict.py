@@ -53,17 +53,18 @@ def load(name: str | None) -> Model:
     cfg, task, _ = runengine.load(run)
     if checkpoint:
         runengine.load_weights(task, checkpoint)
-    model = complete(task.model)
+    vocabulary = runengine.read_data(run)["vocabulary"]
+    model = complete(task.model, len(vocabulary))
 
     def probabilities(tokens_NT: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             probabilities_NK: np.ndarray = model(torch.from_numpy(tokens_NT)).numpy()
         return probabilities_NK
 
-    return Model(probabilities, runengine.read_data(run)["vocabulary"], cfg.data.context)
+    return Model(probabilities, vocabulary, cfg.data.context)
 
 
-def complete(model: torch.nn.Module) -> torch.nn.Module:
+def complete(model: torch.nn.Module, num_tokens: int) -> torch.nn.Module:
     """Tokens of a text in, probability of each next token out; a shorter text is followed by -1.
 
     The answer is NaN for what is no text: tokens that do not exist or stand after a -1, or none.
@@ -78,12 +79,11 @@ def complete(model: torch.nn.Module) -> torch.nn.Module:
         def forward(self, tokens_NT: Tensor) -> Tensor:
             is_token_NT = tokens_NT != -1
             last_N = is_token_NT.sum(dim=1) - 1
-            logits_NTK = self.model(tokens_NT.clamp(min=0))
-            num_tokens = logits_NTK.shape[2]
+            logits_NTK = self.model(tokens_NT.clamp(0, num_tokens - 1))
             place_N1K = last_N.clamp(min=0)[:, None, None].expand(-1, 1, num_tokens)
             probabilities_NK: Tensor = logits_NTK.gather(1, place_N1K).squeeze(1).float().softmax(dim=1)
             gap_N = (is_token_NT[:, 1:] & ~is_token_NT[:, :-1]).any(dim=1)
-            wrong_N = gap_N | (last_N < 0) | (tokens_NT < -1).any(dim=1)
+            wrong_N = gap_N | (last_N < 0) | ((tokens_NT < -1) | (tokens_NT >= num_tokens)).any(dim=1)
             return probabilities_NK.masked_fill(wrong_N[:, None], float("nan"))
 
     return Complete().eval()
@@ -98,7 +98,7 @@ def export(run: Run) -> None:
     for row in range(1, len(tokens_NT)):  # also shorter texts
         tokens_NT[row, row:] = -1
     known = {"vocabulary": runengine.read_data(run)["vocabulary"], "context": cfg.data.context}
-    runengine.save_model(run, complete(task.model), tokens_NT, known)
+    runengine.save_model(run, complete(task.model, len(known["vocabulary"])), tokens_NT, known)
 
 
 def generate(model: Model, text: str, length: int, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
