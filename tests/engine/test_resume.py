@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import HERE, SOURCE, STEPS, Killed, same, stopped, weights
 from mlflow import MlflowClient
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from runengine import Run, UserError, compose, load_config
 from runengine.runs.resolve import UNFINISHED, resolve_run
 from runengine.settings import files
@@ -279,6 +279,7 @@ def test_a_damaged_configuration_is_made_again_by_the_command_that_is_named(work
     assert sentence == "error: runs/x/config.yaml is damaged: it has no `trainer`."
     subprocess.run(command, shell=True, check=True, env=environment)  # noqa: S602
     made = OmegaConf.load(run.config)
+    assert isinstance(made, DictConfig)
     fill_in_prepared(made)  # `--cfg` prints where a setting is read; the next start writes what is read
     assert OmegaConf.to_yaml(made) == before.replace("run_dir: null", "run_dir: runs/x")
     assert train().returncode == 0
