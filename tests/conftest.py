@@ -187,7 +187,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) -> Bake:
+def bake_after_a_look(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) -> Bake:
     """Generate a project on a bare machine with these answers, the others at their defaults."""
     from cookiecutter.main import cookiecutter
 
@@ -200,6 +200,15 @@ def bake(template: Path, tmp_path: Path, config_file: Path, bare_machine: Path) 
         return Project(Path(path))
 
     return generate
+
+
+@pytest.fixture
+def bake(bake_after_a_look: Bake, monkeypatch: pytest.MonkeyPatch) -> Bake:
+    """The same, without the hook that looks at the machine: for it cookiecutter copies the template each time."""
+    import cookiecutter.main
+
+    monkeypatch.setattr(cookiecutter.main, "run_pre_prompt_hook", lambda folder: folder)
+    return bake_after_a_look
 
 
 @pytest.fixture(scope="session")

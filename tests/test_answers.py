@@ -289,28 +289,34 @@ def test_text_reads_back_the_same_in_every_language() -> None:
         assert eval(quoted) == text  # noqa: S307
 
 
-def test_git_names_the_author(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake) -> None:
+def test_git_names_the_author(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake_after_a_look: Bake) -> None:
     config = tmp_path / "gitconfig"
     config.write_text('[user]\n name = "Ada \\"L\\" Löw"\n email = ada@example.com\n', encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-    authors = tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"]
+    authors = tomllib.loads(bake_after_a_look().text("pyproject.toml"))["project"]["authors"]
     assert authors == [{"name": 'Ada "L" Löw', "email": "ada@example.com"}]
 
 
 @pytest.mark.parametrize("name", ["{{ 7*7 }}", "x" * 201])
 def test_a_git_name_that_cannot_be_an_answer_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake, name: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake_after_a_look: Bake, name: str
 ) -> None:
     subprocess.run(["git", "config", "--file", str(tmp_path / "gitconfig"), "user.name", name], check=True)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
-    assert tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"][0]["name"] == QUESTIONS["author_name"]
+    assert (
+        tomllib.loads(bake_after_a_look().text("pyproject.toml"))["project"]["authors"][0]["name"]
+        == QUESTIONS["author_name"]
+    )
 
 
 def test_generation_goes_on_where_nothing_can_be_read_from_the_machine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake: Bake
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bake_after_a_look: Bake
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert tomllib.loads(bake().text("pyproject.toml"))["project"]["authors"][0]["name"] == QUESTIONS["author_name"]
+    assert (
+        tomllib.loads(bake_after_a_look().text("pyproject.toml"))["project"]["authors"][0]["name"]
+        == QUESTIONS["author_name"]
+    )
 
 
 def test_the_module_prints_its_recommendations(bare_machine: Path) -> None:

@@ -269,25 +269,29 @@ def nvidia_smi(folder: Path, line: str) -> None:
     (folder / "nvidia-smi").chmod(0o755)
 
 
-def test_what_this_machine_has_is_taken_without_a_question(bake: Bake, bare_machine: Path) -> None:
+def test_what_this_machine_has_is_taken_without_a_question(bake_after_a_look: Bake, bare_machine: Path) -> None:
     nvidia_smi(bare_machine, "535.183.01, 8.0, 40960 MiB, NVIDIA A100-SXM4-40GB")
     (bare_machine / "uv").symlink_to("/bin/true")
-    settings = tomllib.loads(bake().text("pyproject.toml"))
+    settings = tomllib.loads(bake_after_a_look().text("pyproject.toml"))
     assert settings["tool"]["ml-template"]["cuda"] == "cu126"
     assert settings["tool"]["ml-template"]["env_manager"] == "uv"
     assert "torch>=2.13,<2.15" in settings["project"]["dependencies"]
 
 
-def test_an_answer_from_the_command_line_wins_over_what_was_detected(bake: Bake, bare_machine: Path) -> None:
+def test_an_answer_from_the_command_line_wins_over_what_was_detected(
+    bake_after_a_look: Bake, bare_machine: Path
+) -> None:
     nvidia_smi(bare_machine, "580.65.06, 9.0, 81559 MiB, NVIDIA H100")
-    assert tomllib.loads(bake(cuda="cpu").text("pyproject.toml"))["tool"]["ml-template"]["cuda"] == "cpu"
+    assert tomllib.loads(bake_after_a_look(cuda="cpu").text("pyproject.toml"))["tool"]["ml-template"]["cuda"] == "cpu"
 
 
-def test_the_users_own_defaults_win_over_what_was_detected(bake: Bake, bare_machine: Path, config_file: Path) -> None:
+def test_the_users_own_defaults_win_over_what_was_detected(
+    bake_after_a_look: Bake, bare_machine: Path, config_file: Path
+) -> None:
     nvidia_smi(bare_machine, "580.65.06, 9.0, 81559 MiB, NVIDIA H100")
     own = {"license": "Apache-2.0", "cuda": "cu126", "env_manager": "conda", "author_name": "Ada"}
     config_file.write_text(config_file.read_text() + yaml.safe_dump({"default_context": own}), encoding="utf-8")
-    settings = tomllib.loads(bake().text("pyproject.toml"))
+    settings = tomllib.loads(bake_after_a_look().text("pyproject.toml"))
     assert settings["project"]["license"] == "Apache-2.0"
     assert settings["project"]["authors"][0]["name"] == "Ada"
     assert settings["tool"]["ml-template"]["cuda"] == "cu126"
