@@ -17,22 +17,29 @@ from pathlib import Path
 
 def write_stub_torch(folder: Path, build: str, cuda: str | None, tag: str = "py3-none-any") -> None:
     """A wheel that says it is this build of torch 2.13.0, and the index page that lists it."""
-    wheel = folder / f"torch-2.13.0+{build}-{tag}.whl"
-    contents = {
+    files = {
         "torch/__init__.py": f"from . import cuda, version\n__version__ = '2.13.0+{build}'\n",
         "torch/cuda.py": "def is_available(): return False\n",
         "torch/version.py": f"cuda = {cuda!r}\n",
-        f"torch-2.13.0+{build}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+{build}\n",
-        f"torch-2.13.0+{build}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
-    record = f"torch-2.13.0+{build}.dist-info/RECORD"
+    write_stub(folder, "torch", f"2.13.0+{build}", files, tag)
+
+
+def write_stub(folder: Path, name: str, version: str, files: dict[str, str], tag: str = "py3-none-any") -> None:
+    """A wheel of these files, and the index page that lists it."""
+    wheel, info = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
+    contents = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
     lines = [
         f"{file},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
         for file, text in contents.items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel, "w") as archive:
-        for file, text in {**contents, record: "\n".join([*lines, f"{record},,"])}.items():
+        for file, text in {**contents, f"{info}/RECORD": "\n".join([*lines, f"{info}/RECORD,,"])}.items():
             archive.writestr(file, text)
     write_page(wheel)
 

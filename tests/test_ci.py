@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ENGINE, ROOT, Bake, Project, run
+from conftest import CHOICES, ENGINE, ROOT, Bake, Project, run
 
 TOOLS = Path(sys.executable).parent
 PATH = os.environ["PATH"]
@@ -126,6 +126,18 @@ def test_actions_are_pinned_and_may_do_little(bake: Bake) -> None:
         }.get(file.name, {})
     assert {action.split("/")[0] for action in pins} == {"actions"}
     assert all(len(each) == 1 for each in pins.values()), "one action, two versions"
+
+
+@pytest.mark.parametrize("manager", ["conda", "venv"])
+def test_images_of_gitlab_are_pinned(bake: Bake, manager: str) -> None:
+    workflow = yaml.safe_load(bake(ci="gitlab", profile="team", env_manager=manager).text(".gitlab-ci.yml"))
+    assert workflow["image"] == "$IMAGE"
+    assert not [job for job in workflow.values() if isinstance(job, dict) and "image" in job]
+    matrix = workflow["test"]["parallel"]["matrix"]
+    assert [each["PYTHON"] for each in matrix] == CHOICES["python_version"][1:]
+    for each in (workflow["variables"], *matrix):
+        name = "condaforge/miniforge3:" if manager == "conda" else f"python:{each['PYTHON']}."
+        assert re.fullmatch(re.escape(name) + r"[\w.-]+@sha256:[0-9a-f]{64}", each["IMAGE"]), each
 
 
 @pytest.mark.parametrize("manager", ["poetry", "uv", "conda"])

@@ -48,7 +48,7 @@ def test_containers_are_well_formed(bake: Bake, manager: str) -> None:
 
 
 def test_every_base_is_pinned_by_its_digest() -> None:
-    assert list(QUESTIONS["_images"]) == [*(version for version in CHOICES["python_version"][1:]), "conda"]
+    assert list(QUESTIONS["_images"]) == [*(version for version in CHOICES["python_version"][1:]), "conda", "conda-ci"]
     assert all(len(image.partition("@sha256:")[2]) == 64 for image in QUESTIONS["_images"].values())
 
 

@@ -16,4 +16,4 @@ command -v cruft >/dev/null || fail "cruft is not here. Run: pipx install cruft"
 [ -f .cruft.json ] || fail "this project does not know its template. Run: cruft link, with the address of the template"
 commit=$(sed -n 's/^ *"commit": "\(.*\)",*$/\1/p' .cruft.json)
 cruft update --skip-apply-ask --checkout "$commit" --variables-to-update "{$answers}"
-rm -rf .venv .conda poetry.lock uv.lock conda-lock.txt
+rm -rf .venv .conda poetry.lock uv.lock conda-lock.txt pylock.toml

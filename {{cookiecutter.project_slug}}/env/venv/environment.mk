@@ -11,13 +11,17 @@ BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} p
 
 setup: ## make the environment and check the PyTorch build
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 was found. Install one, or name it: make setup BASE_PYTHON=..." >&2; exit 1; }
-	@$(BASE_PYTHON) scripts/setup_env.py
+	@$(BASE_PYTHON) scripts/setup_env.py setup
 	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
-.PHONY: lock-fresh clean-env
+.PHONY: lock lock-fresh clean-env
 
-lock-fresh:
-	@echo "pip takes what pyproject.toml allows: there is no lock file to look at."
+# newer packages than the lock has:  rm pylock.toml && make clean-env setup lock
+lock: ## write the exact packages to pylock.toml, for the next setup
+	@$(BASE_PYTHON) scripts/setup_env.py lock
+
+lock-fresh: ## is pylock.toml what pyproject.toml asks for?
+	@$(BASE_PYTHON) scripts/setup_env.py fresh
 
 clean-env: ## remove the environment
 	rm -rf .venv
