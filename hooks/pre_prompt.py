@@ -1,4 +1,4 @@
-"""Put what this machine has first, marked "(detected)" with its reason. Runs in a copy of the template; never fails."""
+"""Say at each `auto` what it means on this machine, and why. Runs in a copy of the template; never fails."""
 
 import json
 import runpy
@@ -11,10 +11,7 @@ try:
     content.update(machine["author"]())
     content["_detected"] = machine["detect"](content["_builds"])
     for question, (answer, reason) in content["_detected"]["recommended"].items():
-        content[question].remove(answer)
-        content[question].insert(0, answer)  # the first one is the default
-        prompts = content["__prompts__"][question]
-        prompts[answer] = f"{prompts.get(answer, answer)} (detected): {reason}".replace("[", r"\[")
+        content["__prompts__"][question]["auto"] += f": {answer} ({reason})".replace("[", r"\[")
     questions.write_text(json.dumps(content, indent=2), encoding="utf-8")
 except Exception as error:
     print(f"Nothing could be read from this machine ({error!a}); the template's own suggestions are used.")

@@ -140,7 +140,7 @@ def test_the_page_of_questions_shows_those_that_are_asked() -> None:
     assert places == sorted(places), again
     for name, choices in CHOICES.items():
         for choice in choices:
-            assert re.search(rf" \d+ - {re.escape(label(name, choice))} ", page), again
+            assert re.search(rf" \d+ - {re.escape(label(name, choice))}:? ", page), again
     assert page.count("Choose from [") == len(CHOICES), again
 
 
