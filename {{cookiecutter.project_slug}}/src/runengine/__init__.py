@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .data.loader import suggested_workers as suggested_workers
     from .program import build_all as build_all
     from .program import main as main
+    from .runs.find import find as find
     from .runs.provenance import read_data as read_data
     from .runs.run import Run as Run
-    from .runs.run import find as find
     from .runs.run import load_config as load_config
     from .runs.weights import Trained as Trained
     from .runs.weights import load as load
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .training_run import TrainingRun as TrainingRun
 
 HOMES = {
-    "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.run", "load_config": "runs.run",
+    "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.find", "load_config": "runs.run",
     "read_data": "runs.provenance", "main": "program", "build_all": "program",
     "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
     "UserError": "settings.errors", "friendly_errors": "settings.errors", "listed": "settings.console",

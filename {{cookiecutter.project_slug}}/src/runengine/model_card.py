@@ -20,8 +20,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from .runs.find import find
 from .runs.provenance import data_folder, read_data, same_data
-from .runs.run import Run, find, load_config, read_numbers
+from .runs.run import Run, load_config, read_numbers
 from .settings import project
 from .settings.config import deciding, flatten
 from .settings.files import atomic_write, read_json

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .compat import import_torchmetrics
 from .launch import slurm
+from .runs.find import with_folder
 from .runs.resolve import resolve_run
 from .runs.run import Run, load_config
 from .settings import process, project
@@ -73,6 +74,7 @@ class Program:
         with friendly_errors():
             project.check_imports()
             project.check_plugin()
+            sys.argv[1:] = [with_folder(argument) for argument in sys.argv[1:]]
 
         @functools.wraps(self.function)
         def task(cfg: DictConfig) -> None:

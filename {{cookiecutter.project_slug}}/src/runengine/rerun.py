@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .runs import provenance
-from .runs.run import Run, find, read_numbers
+from .runs.find import find
+from .runs.run import Run, read_numbers
 from .settings import project
 from .settings.errors import UserError
 from .settings.files import read_json

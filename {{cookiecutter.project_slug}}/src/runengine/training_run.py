@@ -207,6 +207,8 @@ class TrainingRun(Run):
         self._write_metrics()
         self.tracker.close("FINISHED", give_up=self.signals.received)
         self._write_metrics()  # by now MLflow may have given the run its id
+        if self.test_module() and "DVC_STAGE" not in os.environ and not Run(self.folder.parent).is_sweep():
+            log.info("measure it:    %s\ncompare runs:  make runs, make mlflow", self.test_command())
 
     def _write_metrics(self) -> None:
         known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`

@@ -19,8 +19,9 @@ from ..settings.console import listed
 from ..settings.errors import UserError
 from ..settings.targets import refuse_strangers
 from . import provenance
+from .find import having
 from .lock import owner
-from .run import RUNS, Run, having, load_config
+from .run import RUNS, Run, load_config
 
 UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be resumed
 MAY_INCREASE = "trainer.max_epochs"  # a resumed run may train for longer
@@ -44,7 +45,7 @@ def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, Di
     refuse_strangers(cfg, "what was typed")
     folder = _folder(cfg, overrides)
     if folder is None:
-        return Run(RUNS / cfg.experiment_name / _new_name(overrides)), cfg
+        return Run(RUNS / cfg.experiment_name / new_name(cfg.name, _of_slurm_job(overrides))), cfg
     run = Run(folder)
     if cfg.restart_if_changed and (run.config.exists() or run.lock.exists()) and (why := _why_start_over(run, cfg)):
         return Run(folder, why), cfg
@@ -72,9 +73,10 @@ def _folder(cfg: DictConfig, overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def _new_name(overrides: Sequence[str]) -> str:
+def new_name(name: str | None, end: str | None = None) -> str:
+    """Of a new folder: when it was started, what `name=...` says, and what no other has."""
     started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-    return f"{started_at}-{_of_slurm_job(overrides) or secrets.token_hex(3)}"
+    return "-".join([started_at, *([name] if name else []), end or secrets.token_hex(3)])
 
 
 def _of_slurm_job(overrides: Sequence[str]) -> str | None:

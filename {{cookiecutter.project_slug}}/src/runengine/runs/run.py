@@ -186,37 +186,6 @@ def read_numbers(file: Path) -> dict[str, float]:
     return {name: value for name, value in read_json(file).items() if isinstance(value, int | float)}
 
 
-def having(file: File, root: Path = RUNS) -> list[Run]:
-    """The runs that have this file, such as `Run.best`; the one whose file is newest comes last."""
-    found = sorted(root.rglob(file.name), key=lambda each: each.stat().st_mtime)
-    return [Run(each.parents[file.name.count("/")]) for each in found]
-
-
-def find(folder: str | None) -> Run:
-    """The run in this folder, or with this MLflow id; without one, the run whose best checkpoint is newest.
-
-    Raises:
-        UserError: there is none, or it has no checkpoint yet.
-    """
-    runs = project.from_root(RUNS)
-    if folder is None:
-        trained = having(Run.best, runs)
-        if not trained:
-            raise UserError(f"there is no trained run in {runs.resolve()}. Run: make train")
-        return trained[-1]
-    run = Run(Path(folder) if Path(folder).exists() else project.from_root(Path(folder)))
-    if not run.folder.exists() and re.fullmatch("[0-9a-f]{32}", folder):
-        known = [each for each in having(Run.mlflow_run_id, runs) if each.mlflow_id() == folder]
-        if not known:
-            raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
-        run = known[0]
-    if not run.config.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
-    if not run.best.is_file():
-        raise UserError(f"{folder} has no checkpoint yet. Run: {run.resume_command()}")
-    return run
-
-
 def load_config(run: Run, *, complete: bool = False) -> DictConfig:
     """The configuration the run was trained with.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..compat import import_torchmetrics
 from ..settings.console import listed
 from ..settings.errors import UserError
-from .run import Run, find, load_config
+from .find import find
+from .run import Run, load_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

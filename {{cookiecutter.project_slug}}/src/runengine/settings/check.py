@@ -100,9 +100,12 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
         raise UserError(f"monitor.mode must be min or max, got {settings['monitor.mode']}.")
     if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
         raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
-    name = settings.get("experiment_name", "x")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(name)):
-        raise UserError(f"experiment_name names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
+    for key in ("experiment_name", "name"):
+        name = settings.get(key)
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", str(name)):
+            raise UserError(f"{key} names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
+    if settings.get("name") in ("last", "best"):
+        raise UserError(f"name={settings['name']} would hide what @{settings['name']} means. Take another word.")
 
 
 def _refuse_what_is_missing(cfg: DictConfig) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..compat import grid
+from ..runs.resolve import new_name
 from ..runs.run import RUNS, Run
 from ..settings import process, project
 from ..settings.check import check
@@ -47,9 +46,8 @@ def start(config: DictConfig, typed: Sequence[str]) -> Run:
         check(compose(script, typed), script, typed)
         check_space(config.search, first, seeds_of(first, seeds))
 
-    started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-    name = f"sweep-{started_at}-{secrets.token_hex(3)}"
-    sweep = Run(RUNS / compose(script, first).experiment_name / name)
+    cfg = compose(script, first)
+    sweep = Run(RUNS / cfg.experiment_name / f"sweep-{new_name(cfg.name)}")
     sweep.folder.mkdir(parents=True)
     params = {typed_key(override).lstrip("+~"): override.partition("=")[2] for override in kept}
     if searched:

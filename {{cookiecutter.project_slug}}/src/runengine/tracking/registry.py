@@ -13,7 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..runs.run import Run, find, load_config
+from ..runs.find import find
+from ..runs.run import Run, load_config
 from ..settings import project
 from ..settings.config import compose
 from ..settings.errors import UserError

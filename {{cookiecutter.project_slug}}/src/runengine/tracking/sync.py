@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runs.find import having, named
 from ..runs.lock import owner
-from ..runs.run import RUNS, Run, having
+from ..runs.run import RUNS, Run
 from ..settings.errors import UserError
 from ..settings.files import atomic_write, read_json
 from . import mlflow_client, payload
@@ -76,8 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m runengine sync", description="Send to MLflow what it has not got yet."
     )
-    parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; without them all that need it")
-    runs = [Run(folder) for folder in parser.parse_args().folders]
+    parser.add_argument("folders", nargs="*", help="of runs or sweeps; without them all that need it")
+    typed = parser.parse_args().folders
+    runs = [named(each, having(Run.starts)) if each.startswith("@") else Run(Path(each)) for each in typed]
     for run in runs:
         if not run.starts.is_file():
             raise UserError(f"{run.folder} is not the folder of a run or sweep. Look into {RUNS}/.")

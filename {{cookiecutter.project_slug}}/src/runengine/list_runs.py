@@ -1,0 +1,212 @@
+"""The runs and sweeps of this project, each in a line; old ones are deleted here and in MLflow.
+
+    python -m runengine runs                      # make runs
+    python -m runengine runs --prune --keep 5     # make runs ARGS="--prune --keep 5"
+
+`--prune` shows what it would delete, and asks. Of each experiment it keeps the newest, the best, what has a name
+(`name=...`), what is on, and what MLflow's registry has a model of. The folder of DVC's pipeline is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .runs.find import best, having, name_of, value_of
+from .runs.lock import owner
+from .runs.run import RUNS, Run, load_config, read_numbers
+from .settings.errors import UserError
+from .sweeps.results import print_table
+from .tracking import mlflow_client
+from .tracking.payload import read_record
+
+OF_DVC = "dvc"  # the folder in runs/ of the stages in dvc.yaml
+DELETED = ".deleted-"  # how the name of a folder begins whose deletion was interrupted
+KEEP = 10
+
+
+@dataclass
+class Entry:
+    """A folder in `runs/<experiment>/`: a run, or a sweep with its runs."""
+
+    run: Run
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Those inside, itself among them if it is none of a sweep's."""
+        return having(Run.starts, self.run.folder)
+
+    @cached_property
+    def state(self) -> str:
+        if any(each.lock.exists() and owner(each) is not None for each in {self.run, *self.runs}):
+            return "on"
+        if self.run.is_sweep():
+            trained = [each for each in self.runs if not each.is_sweep()]
+            return f"{sum(each.finished() for each in trained)} of {len(trained)} finished"
+        if self.run.finished():
+            return "finished"
+        return "failed" if self.run.error.exists() else "unfinished"
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return sum(file.lstat().st_size for file in self.run.folder.rglob("*") if not file.is_dir())
+
+    @cached_property
+    def mlflow_ids(self) -> list[str]:
+        return [found for each in {self.run, *self.runs} if (found := each.mlflow_id())]
+
+
+def entries(experiment: Path) -> list[Entry]:
+    """Of this folder in `runs/`, the oldest first."""
+    folders = [each for each in experiment.iterdir() if each.is_dir() and not each.name.startswith(DELETED)]
+    found = [Run(each) for each in folders if (each / Run.starts.name).is_file() or (each / Run.sweep.name).is_file()]
+    return [Entry(run) for run in sorted(found, key=lambda run: run.folder.name.removeprefix("sweep-"))]
+
+
+def experiments() -> list[Path]:
+    return sorted(each for each in RUNS.glob("*") if each.is_dir() and entries(each))
+
+
+def show(experiment: Path) -> None:
+    """A table of this experiment; the best run is marked."""
+    chosen = _best(experiment)
+    metric = load_config(chosen).monitor.metric if chosen else None
+    rows = []
+    for entry in entries(experiment):
+        finished = [each for each in entry.runs if each.finished()]
+        top = best(finished) if finished else None
+        row: dict[str, Any] = {
+            "run": entry.run.folder.as_posix(),
+            "state": entry.state,
+            "epoch": _epoch(top) if top else "",
+            "size": size(entry.num_bytes),
+            "": "best" if chosen and chosen in entry.runs else "",
+        }
+        rows.append(row | ({str(metric): value_of(top, metric)} if top and metric else {}))
+    print_table(["run", "state", "epoch", *([str(metric)] if metric else []), "size", ""], rows)
+
+
+def _epoch(run: Run) -> str:
+    """The best one, counted from 1 as while it was trained."""
+    return f"{read_numbers(run.metrics).get('epoch', 0) + 1:.0f}"
+
+
+def _best(experiment: Path) -> Run | None:
+    try:
+        return best(having(Run.metrics, experiment))
+    except UserError:
+        return None
+
+
+def size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def old(experiment: Path, keep: int) -> list[Entry]:
+    """What `--prune` deletes of this experiment, but for what MLflow's registry has a model of."""
+    chosen = _best(experiment)
+    found = entries(experiment)
+    return [
+        entry
+        for entry in found[: max(0, len(found) - keep)]
+        if not (name_of(entry.run) or entry.state == "on" or chosen in entry.runs)
+    ]
+
+
+def served(entry: Entry) -> bool:
+    """True if a version of a registered model is of one of these runs.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    for run_id in entry.mlflow_ids:
+        uri = _store(entry)
+        try:
+            if uri and mlflow_client.mlflow_client(uri).search_model_versions(f"run_id = '{run_id}'"):
+                return True
+        except Exception as error:
+            raise UserError(mlflow_client.trouble(str(uri), error)) from error
+    return False
+
+
+def _store(entry: Entry) -> str | None:
+    return next((uri for each in [entry.run, *entry.runs] if (uri := read_record(each).uri)), None)
+
+
+def delete(entry: Entry) -> None:
+    """Here and in MLflow. There first: what is still here can be deleted again.
+
+    Raises:
+        UserError: MLflow did not take it, and nothing was deleted here.
+    """
+    uri = _store(entry)
+    if uri and entry.mlflow_ids:
+        try:
+            client = mlflow_client.mlflow_client(uri)
+            for run_id in entry.mlflow_ids:
+                if client.get_run(run_id).info.lifecycle_stage == "active":
+                    client.delete_run(run_id)
+        except Exception as error:
+            if not mlflow_client.is_absent(error):
+                raise UserError(mlflow_client.trouble(uri, error)) from error
+        if uri.startswith("sqlite:"):  # MLflow only marks them; a server's owner has `mlflow gc` as well
+            command = ["-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", ",".join(entry.mlflow_ids)]
+            if mlflow_client.run_python(*command, MLFLOW_TRACKING_URI=uri) != 0:
+                raise UserError(f"MLflow could not delete the files of {entry.run.folder} (its message stands above).")
+    gone = entry.run.folder.with_name(DELETED + entry.run.folder.name)
+    entry.run.folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def prune(found: Sequence[Entry], *, sure: bool) -> None:
+    """Show these, ask, delete.
+
+    Raises:
+        UserError: nobody is there to answer.
+    """
+    for left in RUNS.glob(f"*/{DELETED}*"):
+        shutil.rmtree(left)
+    found = [entry for entry in found if not served(entry)]
+    if not found:
+        print("nothing to delete")
+        return
+    for entry in found:
+        print(f"{entry.run.folder}  {entry.state}, {size(entry.num_bytes)}")
+    what = f"these {len(found)} runs" if len(found) > 1 else "this run"
+    total = size(sum(entry.num_bytes for entry in found))
+    if not sure:
+        if not sys.stdin.isatty():
+            raise UserError(f"nobody is here to say whether {what} ({total}) may be deleted. Add --yes.")
+        if input(f"Delete {what}, {total}, here and in MLflow? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return
+    for entry in found:
+        delete(entry)
+        print(f"deleted {entry.run.folder}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m runengine runs", description="List runs, and delete old ones.")
+    parser.add_argument("--prune", action="store_true", help="delete old ones, here and in MLflow, after a question")
+    parser.add_argument("--keep", type=int, default=KEEP, help=f"so many of each experiment stay; without it {KEEP}")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    arguments = parser.parse_args()
+    if arguments.keep < 1:
+        parser.error("--keep must be 1 or more")
+    there = experiments()
+    if not there:
+        raise UserError(f"there is no run in {RUNS.resolve()}. Run: make train")
+    if arguments.prune:
+        mine = [each for each in there if each.name != OF_DVC]
+        prune([entry for each in mine for entry in old(each, arguments.keep)], sure=arguments.yes)
+        return
+    for experiment in there:
+        print(f"{os.linesep if experiment != there[0] else ''}{experiment.name}")
+        show(experiment)

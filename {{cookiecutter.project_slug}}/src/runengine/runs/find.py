@@ -1,0 +1,110 @@
+"""Runs by what they are called: a folder, the id in MLflow, `@last`, `@best`, or `@wider` after `name=wider`."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from ..settings import project
+from ..settings.console import listed
+from ..settings.errors import UserError
+from .run import RUNS, File, Run, load_config, read_numbers
+
+NEW_NAME = re.compile(r"(?:sweep-)?\d{8}-\d{6}\.\d{6}-(?:(?P<name>.+?)-)??(?:[0-9a-f]{6}|job\S+-[0-9a-f]{6})")
+UNNAMED = ("last", "best")  # what @ means without a name
+KINDS = {"init_from": Run.best, "run_dir": Run.starts, "sweep_dir": Run.sweep}  # what a run has that these can mean
+TYPED = re.compile(rf"({'|'.join(KINDS)})=(@\S+)")
+
+
+def having(file: File, root: Path = RUNS) -> list[Run]:
+    """The runs that have this file, such as `Run.best`; the one whose file is newest comes last."""
+    found = sorted(root.rglob(file.name), key=lambda each: each.stat().st_mtime)
+    return [Run(each.parents[file.name.count("/")]) for each in found]
+
+
+def find(folder: str | None) -> Run:
+    """The run in this folder, with this MLflow id, or of this name; without one, that with the newest best checkpoint.
+
+    Args:
+        folder: also `@last`, `@best` (see `best`), or `@wider`: the newest run with `name=wider`.
+
+    Raises:
+        UserError: there is none, or it has no checkpoint yet.
+    """
+    runs = project.from_root(RUNS)
+    if folder is None:
+        folder = "@last"
+    if folder.startswith("@"):
+        return named(folder, having(Run.best, runs))
+    run = Run(Path(folder) if Path(folder).exists() else project.from_root(Path(folder)))
+    if not run.folder.exists() and re.fullmatch("[0-9a-f]{32}", folder):
+        known = [each for each in having(Run.mlflow_run_id, runs) if each.mlflow_id() == folder]
+        if not known:
+            raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
+        run = known[0]
+    if not run.config.is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
+    if not run.best.is_file():
+        raise UserError(f"{folder} has no checkpoint yet. Run: {run.resume_command()}")
+    return run
+
+
+def named(name: str, runs: list[Run]) -> Run:
+    """The run that `@...` means among these, of which the newest stands last.
+
+    Raises:
+        UserError: there is none.
+    """
+    where = project.from_root(RUNS).resolve()
+    if not runs:
+        raise UserError(f"there is no trained run in {where}. Run: make train")
+    if name == "@last":
+        return runs[-1]
+    if name == "@best":
+        return best(runs)
+    names = [name_of(run) for run in runs]
+    if name[1:] in names:
+        return runs[len(names) - 1 - names[::-1].index(name[1:])]
+    known = sorted({f"@{each}" for each in (*UNNAMED, *names) if each})
+    raise UserError(f"no run in {where} is called {name}. There are: {listed(known)}.")
+
+
+def with_folder(argument: str) -> str:
+    """`init_from=@best` with the folder in place of the name: every run of a sweep, and its record, means the same one.
+
+    Raises:
+        UserError: no run is called so.
+    """
+    found = TYPED.fullmatch(argument)
+    return f"{found[1]}={named(found[2], having(KINDS[found[1]])).folder.as_posix()}" if found else argument
+
+
+def name_of(run: Run) -> str | None:
+    """What `name=...` was typed for it, or for its sweep."""
+    found = NEW_NAME.fullmatch(run.folder.name) or NEW_NAME.fullmatch(run.folder.parent.name)
+    return found["name"] if found else None
+
+
+def best(runs: list[Run]) -> Run:
+    """The finished run with the best value of `monitor.metric`, of the experiment of the newest finished one.
+
+    Raises:
+        UserError: none is finished, or none has that metric.
+    """
+    finished = [run for run in runs if run.finished()]
+    if not finished:
+        raise UserError(f"there is no finished run in {project.from_root(RUNS).resolve()}. Run: make train")
+    cfg = load_config(finished[-1])
+    metric, sign = cfg.monitor.metric, 1 if cfg.monitor.mode == "min" else -1
+    same = [run for run in finished if f"/{cfg.experiment_name}/" in f"/{run.folder.as_posix()}"]
+    values = [(sign * value_of(run, metric), run) for run in same]
+    found = [(value, run) for value, run in values if not math.isnan(value)]
+    if not found:
+        raise UserError(f"no run of {cfg.experiment_name} has a value of {metric}. Give the folder of a run.")
+    return min(found, key=lambda each: each[0])[1]
+
+
+def value_of(run: Run, metric: str | None) -> float:
+    """Of this metric in its best epoch; NaN if it has none."""
+    return float(read_numbers(run.metrics).get(str(metric), math.nan))
