@@ -352,6 +352,22 @@ def remote(pipeline: Pipeline, request: pytest.FixtureRequest, tmp_path: Path) -
     return configure
 
 
+def test_what_has_been_made_so_far_comes_back(remote: Remote) -> None:
+    pipeline = remote("local")
+    lock = pipeline.path / "dvc.lock"
+    lock.unlink(missing_ok=True)
+    assert error_of(pipeline, "pull") == (
+        "error: dvc.lock names no data yet, so there is nothing to pull. Run: make data, or dvc repro."
+    )
+    pipeline.make("data")
+    assert "train:" not in lock.read_text()
+    pipeline.make("push")
+    pipeline.wipe()
+    assert re.search(r"\d+ files fetched", pipeline.make("pull"))
+    assert (pipeline.path / "data/processed/split.json").is_file()
+    assert pipeline.make("pull") == "Everything is up to date.\n"
+
+
 @pytest.mark.parametrize("kind", ["local", "s3", "ssh"])
 def test_what_was_pushed_comes_back_and_nothing_runs_again(remote: Remote, kind: str) -> None:
     pipeline = remote(kind)

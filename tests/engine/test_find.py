@@ -144,7 +144,11 @@ def test_old_runs_are_deleted_after_a_question(
     asked: list[str] = []
 
     def answer(word: str) -> None:
-        monkeypatch.setattr("builtins.input", lambda question: (asked.append(question), word)[1])
+        def say(question: str) -> str:
+            asked.append(question)
+            return word
+
+        monkeypatch.setattr("builtins.input", say)
         runs(monkeypatch, "--prune", "--keep", "1")
 
     answer("")

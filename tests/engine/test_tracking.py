@@ -35,6 +35,7 @@ from runengine import Run, UserError, compose, find, load_config, save_model
 from runengine.settings.check import check
 from runengine.settings.errors import explain
 from runengine.tracking import mlflow_client, sender
+from runengine.tracking.local_store import local_artifacts
 from runengine.tracking.mlflow_client import refuse_taken_port
 from runengine.tracking.mlflow_sync import MlflowSync
 from runengine.tracking.model_server import LimitedBody, Message, Receive, Send
@@ -330,8 +331,35 @@ def test_what_mlflow_gets(run_training: Train) -> None:
     assert {"best/val_loss", "speed/epoch_s", "system/cpu_utilization_percentage"} <= sent.data.metrics.keys()
     files = {file.path for file in client().list_artifacts(sent.info.run_id)}
     assert {"config.yaml", "environment.json", "model", "per_class.csv", "worst_mistakes.png", "train.log"} <= files
-    checkpoints = {file.path for file in client().list_artifacts(sent.info.run_id, "checkpoints")}
-    assert checkpoints == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert checkpoints_of(run) == {"best.ckpt"}
+
+
+def checkpoints_of(run: Run) -> set[str]:
+    """Those that MLflow has."""
+    return {Path(file.path).name for file in client().list_artifacts(str(run.mlflow_id()), "checkpoints")}
+
+
+def test_which_checkpoints_mlflow_gets_is_a_setting(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkpoints_of(run_training("trainer.max_epochs=1", "tracking=mlflow", "tracking.checkpoints=none")) == set()
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "tracking.checkpoints=all")
+    assert checkpoints_of(run) == {"best.ckpt", "last.ckpt"}
+    artifacts = local_artifacts(client(), str(run.mlflow_id()))
+    assert artifacts
+    sent = artifacts / "checkpoints/last.ckpt"
+    assert sent.samefile(run.last)  # no second copy on this disk
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
+    assert sent.samefile(run.last)
+
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)  # as on a file system that has no links
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=3")
+    assert not sent.samefile(run.last)
+    assert sent.read_bytes() == run.last.read_bytes()
+    assert sorted(file.name for file in sent.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    with pytest.raises(UserError, match=r"^tracking\.checkpoints must be all, best or none, got some\.$"):
+        check(compose("train", ["tracking.checkpoints=some"]), "train")
 
 
 def test_long_settings_are_whole_in_the_artifact(run_training: Train) -> None:

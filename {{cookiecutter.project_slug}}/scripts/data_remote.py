@@ -84,7 +84,8 @@ def main() -> None:
                 fail(f"the address of the remote was never set: {url}. Run: dvc remote modify {name} url {address}")
             cache = Path(repo.cache.local.path)
             refuse_damaged(cache, used(repo, cache))
-            status = call([known.action, "-r", name, *more], errors, verbose=known.verbose)
+            options = more if any(word[0] != "-" for word in more) else [*more, *made(repo, known.action)]
+            status = call([known.action, "-r", name, *options], errors, verbose=known.verbose)
             lost = sorted(oid for oid in used(repo, cache) if not file_of(cache, oid).exists())
             if status or (known.action == "push" and "do not exist neither locally nor on remote" in errors.text):
                 kind = url.split("://")[0] if "://" in url else "local"
@@ -96,6 +97,17 @@ def main() -> None:
         fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def made(repo: Any, action: str) -> list[str]:
+    """What is pulled: of stages that have not run yet there is nothing in the remote, and DVC would call it missing."""
+    outs = [out for out in repo.index.outs if out.use_cache]
+    names = [str(out) for out in outs if out.hash_info]
+    if action == "push" or len(names) == len(outs):
+        return []
+    if not names:
+        fail("dvc.lock names no data yet, so there is nothing to pull. Run: make data, or dvc repro")
+    return names
 
 
 def call(command: list[str], errors: ErrorLog, *, verbose: bool) -> int:

@@ -98,6 +98,8 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
         )
     if settings.get("monitor.mode", "min") not in ("min", "max"):
         raise UserError(f"monitor.mode must be min or max, got {settings['monitor.mode']}.")
+    if (sent := settings.get("tracking.checkpoints", "best")) not in ("all", "best", "none"):
+        raise UserError(f"tracking.checkpoints must be all, best or none, got {sent}.")
     if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
         raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
     for key in ("experiment_name", "name"):

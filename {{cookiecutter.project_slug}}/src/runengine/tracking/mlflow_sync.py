@@ -18,13 +18,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ..runs.run import Run
 from ..settings.files import atomic_write, parse_lines, read_json
+from .local_store import link, local_artifacts, remove_parts
 from .mlflow_client import experiment_id, is_absent, mlflow_client, without_password
-from .payload import LONGEST_TAG, Record, dataset_of, files_of, last_ms, read_record, registered_name
+from .payload import CHECKPOINTS, LONGEST_TAG, Record, dataset_of, files_of, last_ms, read_record, registered_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 METRICS_A_REQUEST = 1000  # MLflow refuses more
 PARAMS_A_REQUEST = 100
 FILES_AT_ONCE = 8
-PART_OF_A_FILE = ".artifact.uploading.*"  # as MLflow calls it while it copies
 LONGEST_PARAM = 6000  # letters; config.yaml has it in full
 
 log = logging.getLogger(__name__)
@@ -188,6 +186,7 @@ class MlflowSync:
         states = {name: (self.run.folder / name).stat() for name in files_of(self.run)}
         versions = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
         todo = [name for name, version in versions.items() if sent.get(name) != version]
+        artifacts = local_artifacts(client, self.run_id)
         errors: list[Exception] = []
         noting = threading.Lock()
 
@@ -196,8 +195,10 @@ class MlflowSync:
                 with suppress(IndexError):  # another was quicker
                     name = todo.pop()
                     try:
-                        folder = Path(name).parent.as_posix()
-                        client.log_artifact(self.run_id, str(self.run.folder / name), None if folder == "." else folder)
+                        file, folder = self.run.folder / name, Path(name).parent.as_posix()
+                        linked = artifacts and name in CHECKPOINTS["all"] and link(file, artifacts / name)
+                        if not linked:
+                            client.log_artifact(self.run_id, str(file), None if folder == "." else folder)
                     except Exception as error:
                         errors.append(error)
                         return
@@ -214,16 +215,10 @@ class MlflowSync:
             thread.join()
         if errors:
             raise errors[0]
-        self._remove_parts(client)
+        if artifacts:
+            remove_parts(artifacts)
         if "model/MLmodel" in versions:
             self._name_model(client)
-
-    def _remove_parts(self, client: MlflowClient) -> None:
-        """A process that was killed while it copied a file into a local store has left a part of it there."""
-        artifacts = client.get_run(self.run_id).info.artifact_uri
-        if artifacts.startswith("file:"):
-            for part in Path(url2pathname(urlsplit(artifacts).path)).rglob(PART_OF_A_FILE):
-                part.unlink(missing_ok=True)
 
     def _name_model(self, client: MlflowClient) -> None:
         """What makes MLflow's pages show the files in `model/` as a model."""

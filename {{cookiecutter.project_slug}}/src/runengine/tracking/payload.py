@@ -22,8 +22,9 @@ from ..settings.files import parse_lines
 # what the owner leaves in the folder of a run goes along, whatever its name
 RUN_FILES = (
     "*.yaml", "*.json", "*.csv", "*.parquet", "*.txt", "*.log", "*.diff", "*.md", "*.html", "*.png", "*.svg", "*.pdf",
-    "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/**/*",
+    "model/**/*",
 )  # fmt: skip
+CHECKPOINTS = {"none": (), "best": (Run.best.name,), "all": (Run.best.name, Run.last.name)}  # by tracking.checkpoints
 # these say what MLflow has, or what it gets as metrics
 NOT_SENT = {file.name for file in (Run.metrics, Run.mlflow_sent, Run.about, Run.trial, Run.unsent)}
 SWEEP_FILES = (Run.sweep.name, Run.sweep_table.name, Run.seeds_table.name)
@@ -60,7 +61,8 @@ def read_record(run: Run) -> Record:
 
 def files_of(run: Run) -> Iterator[str]:
     """The files that go into MLflow, as paths within the folder."""
-    for pattern in SWEEP_FILES if run.is_sweep() else RUN_FILES:
+    checkpoints = () if run.is_sweep() else CHECKPOINTS[load_config(run).tracking.get("checkpoints", "best")]
+    for pattern in SWEEP_FILES if run.is_sweep() else (*RUN_FILES, *checkpoints):
         names = sorted(file.relative_to(run.folder).as_posix() for file in run.folder.glob(pattern) if file.is_file())
         yield from (name for name in names if name not in NOT_SENT and not name.startswith("."))
 
