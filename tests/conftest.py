@@ -279,6 +279,30 @@ def python(demo: tuple[Path, str]) -> Path:
     return demo[0] / ".venv/bin/python"
 
 
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], 4)
+NotebookClient(notebook, timeout=600, resources={"metadata": {"path": "."}}).execute()
+print(nbformat.writes(notebook))
+"""
+
+
+@pytest.fixture(scope="session")
+def jupyter(python: Path, tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Callable[[Path], str]:
+    """Executes a notebook in its own folder, in a kernel of the project's Python; returns it with its output."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder)
+    run(python, *pip, "nbclient>=0.10,<1", "ipykernel>=6.29,<8", cwd=folder, env=env)
+
+    def execute(file: Path) -> str:
+        of_project = file.parents[1] / ".venv/bin/python"
+        there = {**env, "PYTHONPATH": str(folder)}
+        return run(of_project, "-c", EXECUTE, file.name, cwd=file.parent, env=there).output
+
+    return execute
+
+
 def link_environment(demo: Path, project: Path) -> None:
     """Give a folder the environment of another one: the same files under other names, its own paths in them."""
     venv = project / ".venv"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_a_copy_runs_its_own_code_and_a_moved_project_goes_on(
     assert run(other / ".venv/bin/dvc", "--version", cwd=other, env=env).output.startswith("3.")
     assert f'VIRTUAL_ENV="{other}/.venv"' in (other / ".venv/bin/activate").read_text()
     assert str(other) not in (project / ".venv/bin/activate").read_text()
+
+
+def test_the_notebook_shows_the_run(project: Path, folder: Path, jupyter: Callable[[Path], str]) -> None:
+    output = jupyter(project / "notebooks/first_look.ipynb")
+    assert folder.parent.name in output
+    assert output.count("torch.Size") == 2
+    assert '"image/png"' in output
 
 
 def test_its_own_tests_pass(project: Path, env: dict[str, str]) -> None:

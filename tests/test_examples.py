@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,13 @@ def test_it_learns_and_shows_it(example: Example, trained: Path) -> None:
         assert (trained / name).read_bytes().startswith(b"\x89PNG")
     metric, least, most = REACHES[example.name]
     assert least < json.loads((trained / "test_metrics.json").read_text())[metric] < most
+
+
+def test_the_notebook_shows_the_run(example: Example, trained: Path, jupyter: Callable[[Path], str]) -> None:
+    output = jupyter(example.folder / "notebooks/first_look.ipynb")
+    assert trained.name in output
+    assert output.count("torch.Size") == 2
+    assert '"image/png"' in output
 
 
 def test_a_training_that_is_killed_ends_as_if_nothing_had_happened(example: Example, trained: Path) -> None:
