@@ -80,13 +80,49 @@ def test_its_own_tests_pass(project: Path, env: dict[str, str]) -> None:
 
 
 def test_its_own_checks_pass(project: Path, env: dict[str, str]) -> None:
-    assert "Success: no issues found" in run("make", "check", cwd=project, env=env).output
+    assert "Success: no issues found" in run("make", "check", "MYPY=--strict", cwd=project, env=env).output
+
+
+STUDENT = """
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+
+class Net(pl.LightningModule):
+    def __init__(self, width=32):
+        super().__init__()
+        self.layer = nn.Linear(3, width)
+
+    def training_step(self, batch, batch_idx):
+        features, targets = batch
+        loss = nn.functional.mse_loss(self.layer(features), targets)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def share_right(answers, labels) -> float:
+    return (answers.argmax(1) == labels).float().mean().item()
+"""
+
+
+def test_code_with_few_types_passes_the_checks(project: Path, env: dict[str, str]) -> None:
+    file = project / "src/my_project/net.py"
+    file.write_text(STUDENT.lstrip(), encoding="utf-8")
+    try:
+        assert "Success: no issues found" in run("make", "check", cwd=project, env=env).output
+        run("make", "check", "MYPY=--strict", cwd=project, env=env, expect=2)  # as a team's `make check`
+    finally:
+        file.unlink()
 
 
 def test_the_unrendered_project_is_typed_and_passes_its_tests(
     python: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    mypy: list[str | Path] = [python, "-m", "mypy", "--cache-dir", tmp_path]
+    mypy: list[str | Path] = [python, "-m", "mypy", "--strict", "--cache-dir", tmp_path]
     run(*mypy, "src", "tests", "scripts", "docs", "env/venv/scripts", cwd=PROJECT)
     engine = ROOT / "tests/engine"
     run(*mypy, "src", "docs", engine, cwd=PROJECT, env={**env, "MYPYPATH": str(engine)})

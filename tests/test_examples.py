@@ -26,7 +26,15 @@ from pages import Commands, follow  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("tools", "model", "metric", "bring-your-own-data", "experiment", "sweep")  # what an example says otherwise
+PAGES = (
+    "tools",
+    "model",
+    "metric",
+    "bring-your-own-data",
+    "experiment",
+    "recipes",
+    "sweep",
+)  # what an example says otherwise
 EXPERIMENTS = {"table": "diabetes", "text": "topics", "minimal": "points"}
 FIGURES = {
     "table": ("learning_curve.png", "predicted_against_true.png", "residuals.png"),
@@ -287,7 +295,7 @@ def test_its_card_speaks_of_its_task(example: Example, trained: Path) -> None:
 
 
 def test_its_own_checks_and_tests_pass(example: Example) -> None:
-    assert "Success: no issues found" in example.make("check")
+    assert "Success: no issues found" in example.make("check", "MYPY=--strict")
     run("codespell", "README.md", "docs", "src/my_project", "tests", cwd=example.folder, env=example.env)
     assert re.search(r"= \d+ passed in ", example.make("test"))
 

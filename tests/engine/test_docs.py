@@ -17,6 +17,7 @@ import reference
 import runengine
 import torch
 from conftest import SOURCE
+from omegaconf import OmegaConf
 from pages import Commands, follow
 from runengine import Run, compose
 from runengine.machine import doctor
@@ -25,7 +26,8 @@ from runengine.settings.config import flatten
 
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
-PAGES = ("tools", "experiment", "model", "metric", "sweep", "engine")  # the one on own data: tests/test_own_data.py
+# the one on own data: tests/test_own_data.py
+PAGES = ("tools", "experiment", "model", "metric", "recipes", "sweep", "engine")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +46,25 @@ def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterato
 def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for tests in follow(DOCS / f"{page}.md", origin.folder, origin.run):
+    tests_named = follow(DOCS / f"{page}.md", origin.folder, origin.run)
+    if page == "recipes":  # batch norm's measurements as well
+        assert changed_after_freezing(origin.folder) == {"model.classify.2.weight", "model.classify.2.bias"}
+    for tests in tests_named:
         shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
         env = {**os.environ, "PYTHONPATH": str(origin.folder / "src"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=origin.folder, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:]
+
+
+def changed_after_freezing(folder: Path) -> set[str]:
+    """The tensors in which the run with the recipe's callback differs from the one that it began with."""
+    configs = [OmegaConf.load(file) for file in (folder / "runs").rglob("config.yaml")]
+    (cfg,) = (each for each in configs if "freeze" in each.callbacks)
+    (run,) = (folder / "runs").glob(f"{cfg.experiment_name}/*{cfg.name}*")
+    before = torch.load(folder / cfg.init_from / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    after = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def test_the_lines_for_a_notebook_give_the_trained_task_and_its_data(run_training: Callable[..., Run]) -> None:

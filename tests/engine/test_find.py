@@ -128,6 +128,16 @@ def test_runs_are_listed(
     assert sweep[1:6] == ["1", "of", "2", "finished", "3"]
 
 
+def test_a_run_in_a_folder_of_ones_own_is_of_its_experiment(
+    three: tuple[Run, Run, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretend("../first", 0.05, minutes=7)  # run_dir=runs/first
+    assert find("@best").folder.resolve() == run.folder.resolve()
+    runs(monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["digits", "run", *(r.folder.as_posix() for r in three), "runs/first"]
+
+
 def test_without_runs_it_says_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^there is no run in \S+/runs\. Run: make train$"):
         runs(monkeypatch)
@@ -172,7 +182,7 @@ def test_what_is_deleted_is_deleted_in_mlflow_and_what_is_served_stays(
     promote(served)
     newest = run_training(*settings)
     folders = [best.folder, served.folder, old.folder, newest.folder]
-    assert [entry.run.folder for entry in entries(best.folder.parent)] == folders
+    assert [entry.run.folder for entry in entries()["digits"]] == folders
     ids = [run.mlflow_id() for run in (best, served, old, newest)]
     runs(monkeypatch, "--prune", "--keep", "1", "--yes")
     assert [folder.is_dir() for folder in folders] == [True, True, False, True]

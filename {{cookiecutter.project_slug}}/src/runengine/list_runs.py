@@ -10,16 +10,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from .runs.find import best, having, name_of, value_of
+from .runs.find import best, experiment_of, having, name_of, value_of
 from .runs.lock import owner
 from .runs.run import RUNS, Run, load_config, read_numbers
 from .settings.errors import UserError
@@ -43,6 +43,11 @@ class Entry:
         """Those inside, itself among them if it is none of a sweep's."""
         return having(Run.starts, self.run.folder)
 
+    @property
+    def of_dvc(self) -> bool:
+        """Is it what a stage of `dvc.yaml` has made?"""
+        return RUNS / OF_DVC in self.run.folder.parents
+
     @cached_property
     def state(self) -> str:
         if any(each.lock.exists() and owner(each) is not None for each in {self.run, *self.runs}):
@@ -63,33 +68,35 @@ class Entry:
         return [found for each in {self.run, *self.runs} if (found := each.mlflow_id())]
 
 
-def entries(experiment: Path) -> list[Entry]:
-    """Of this folder in `runs/`, the oldest first."""
-    folders = [each for each in experiment.iterdir() if each.is_dir() and not each.name.startswith(DELETED)]
-    found = [Run(each) for each in folders if (each / Run.starts.name).is_file() or (each / Run.sweep.name).is_file()]
-    return [Entry(run) for run in sorted(found, key=lambda run: run.folder.name.removeprefix("sweep-"))]
+def entries() -> dict[str, list[Entry]]:
+    """Those of each experiment, the oldest first."""
+    found: dict[str, list[Entry]] = {}
+    for run in sorted({*having(Run.starts), *having(Run.sweep)}, key=_started_at):
+        being_deleted = any(part.startswith(DELETED) for part in run.folder.parts)
+        if not being_deleted and not Run(run.folder.parent).is_sweep():
+            found.setdefault(experiment_of(run), []).append(Entry(run))
+    return dict(sorted(found.items()))
 
 
-def experiments() -> list[Path]:
-    return sorted(each for each in RUNS.glob("*") if each.is_dir() and entries(each))
+def _started_at(run: Run) -> float:
+    """In seconds since 1970; when its folder was changed, where that is not known."""
+    with suppress(KeyError, IndexError, ValueError):
+        return datetime.fromisoformat(run.read_starts()[0]["started_at"]).timestamp()
+    return next(file.stat().st_mtime for file in (run.starts, run.sweep) if file.is_file())
 
 
-def show(experiment: Path) -> None:
-    """A table of this experiment; the best run is marked."""
-    chosen = _best(experiment)
+def show(found: Sequence[Entry]) -> None:
+    """A table of the runs of an experiment; the best is marked."""
+    chosen = _best(found)
     metric = load_config(chosen).monitor.metric if chosen else None
-    rows = []
-    for entry in entries(experiment):
-        finished = [each for each in entry.runs if each.finished()]
-        top = best(finished) if finished else None
-        row: dict[str, Any] = {
-            "run": entry.run.folder.as_posix(),
-            "state": entry.state,
-            "epoch": _epoch(top) if top else "",
-            "size": size(entry.num_bytes),
-            "": "best" if chosen and chosen in entry.runs else "",
-        }
-        rows.append(row | ({str(metric): value_of(top, metric)} if top and metric else {}))
+    rows: list[dict[str, Any]] = []
+    for entry in found:
+        row: dict[str, Any] = {"run": entry.run.folder.as_posix(), "state": entry.state, "size": size(entry.num_bytes)}
+        if chosen in entry.runs:
+            row[""] = "best"
+        if top := _best([entry]):
+            row |= {"epoch": _epoch(top), str(metric): value_of(top, metric)}
+        rows.append(row)
     print_table(["run", "state", "epoch", *([str(metric)] if metric else []), "size", ""], rows)
 
 
@@ -98,9 +105,9 @@ def _epoch(run: Run) -> str:
     return f"{read_numbers(run.metrics).get('epoch', 0) + 1:.0f}"
 
 
-def _best(experiment: Path) -> Run | None:
+def _best(found: Sequence[Entry]) -> Run | None:
     try:
-        return best(having(Run.metrics, experiment))
+        return best([run for entry in found for run in entry.runs if run.finished()])
     except UserError:
         return None
 
@@ -109,14 +116,13 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def old(experiment: Path, keep: int) -> list[Entry]:
-    """What `--prune` deletes of this experiment, but for what MLflow's registry has a model of."""
-    chosen = _best(experiment)
-    found = entries(experiment)
+def old(found: Sequence[Entry], keep: int) -> list[Entry]:
+    """What `--prune` deletes of an experiment, but for what MLflow's registry has a model of."""
+    chosen = _best(found)
     return [
         entry
         for entry in found[: max(0, len(found) - keep)]
-        if not (name_of(entry.run) or entry.state == "on" or chosen in entry.runs)
+        if not (entry.of_dvc or name_of(entry.run) or entry.state == "on" or chosen in entry.runs)
     ]
 
 
@@ -147,22 +153,27 @@ def delete(entry: Entry) -> None:
         UserError: MLflow did not take it, and nothing was deleted here.
     """
     uri = _store(entry)
-    if uri and entry.mlflow_ids:
-        try:
-            client = mlflow_client.mlflow_client(uri)
-            for run_id in entry.mlflow_ids:
-                if client.get_run(run_id).info.lifecycle_stage == "active":
-                    client.delete_run(run_id)
-        except Exception as error:
-            if not mlflow_client.is_absent(error):
-                raise UserError(mlflow_client.trouble(uri, error)) from error
-        if uri.startswith("sqlite:"):  # MLflow only marks them; a server's owner has `mlflow gc` as well
-            command = ["-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", ",".join(entry.mlflow_ids)]
-            if mlflow_client.run_python(*command, MLFLOW_TRACKING_URI=uri) != 0:
-                raise UserError(f"MLflow could not delete the files of {entry.run.folder} (its message stands above).")
+    known = [run_id for run_id in entry.mlflow_ids if uri and _delete_in_mlflow(uri, run_id)]
+    if uri and known and uri.startswith("sqlite:"):  # MLflow only marks them; a server's owner has `mlflow gc` as well
+        command = ["-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", ",".join(known)]
+        if mlflow_client.run_python(*command, MLFLOW_TRACKING_URI=uri) != 0:
+            raise UserError(f"MLflow could not delete the files of {entry.run.folder} (its message stands above).")
     gone = entry.run.folder.with_name(DELETED + entry.run.folder.name)
     entry.run.folder.rename(gone)
     shutil.rmtree(gone)
+
+
+def _delete_in_mlflow(uri: str, run_id: str) -> bool:
+    """False if it does not know this run."""
+    try:
+        client = mlflow_client.mlflow_client(uri)
+        if client.get_run(run_id).info.lifecycle_stage == "active":
+            client.delete_run(run_id)
+    except Exception as error:
+        if mlflow_client.is_absent(error):
+            return False
+        raise UserError(mlflow_client.trouble(uri, error)) from error
+    return True
 
 
 def prune(found: Sequence[Entry], *, sure: bool) -> None:
@@ -171,7 +182,7 @@ def prune(found: Sequence[Entry], *, sure: bool) -> None:
     Raises:
         UserError: nobody is there to answer.
     """
-    for left in RUNS.glob(f"*/{DELETED}*"):
+    for left in RUNS.rglob(f"{DELETED}*"):
         shutil.rmtree(left)
     found = [entry for entry in found if not served(entry)]
     if not found:
@@ -200,13 +211,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.keep < 1:
         parser.error("--keep must be 1 or more")
-    there = experiments()
+    there = entries()
     if not there:
         raise UserError(f"there is no run in {RUNS.resolve()}. Run: make train")
     if arguments.prune:
-        mine = [each for each in there if each.name != OF_DVC]
-        prune([entry for each in mine for entry in old(each, arguments.keep)], sure=arguments.yes)
+        prune([entry for found in there.values() for entry in old(found, arguments.keep)], sure=arguments.yes)
         return
-    for experiment in there:
-        print(f"{os.linesep if experiment != there[0] else ''}{experiment.name}")
-        show(experiment)
+    for number, (experiment, found) in enumerate(there.items()):
+        print(("\n" if number else "") + experiment)
+        show(found)

@@ -97,12 +97,18 @@ def best(runs: list[Run]) -> Run:
         raise UserError(f"there is no finished run in {project.from_root(RUNS).resolve()}. Run: make train")
     cfg = load_config(finished[-1])
     metric, sign = cfg.monitor.metric, 1 if cfg.monitor.mode == "min" else -1
-    same = [run for run in finished if f"/{cfg.experiment_name}/" in f"/{run.folder.as_posix()}"]
-    values = [(sign * value_of(run, metric), run) for run in same]
+    values = [(sign * value_of(run, metric), run) for run in finished if experiment_of(run) == cfg.experiment_name]
     found = [(value, run) for value, run in values if not math.isnan(value)]
     if not found:
         raise UserError(f"no run of {cfg.experiment_name} has a value of {metric}. Give the folder of a run.")
     return min(found, key=lambda each: each[0])[1]
+
+
+def experiment_of(run: Run) -> str:
+    """By its settings, of which there may be hundreds to look at; by its folder where it has none."""
+    text = run.config.read_text(encoding="utf-8", errors="replace") if run.config.is_file() else ""
+    found = re.search(r"^experiment_name: (\S+)$", text, re.MULTILINE)
+    return found[1].strip("'\"") if found else run.folder.parent.name
 
 
 def value_of(run: Run, metric: str | None) -> float:
