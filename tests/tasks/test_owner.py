@@ -57,9 +57,9 @@ def test_settings_that_hide_those_of_the_engine_and_miss_one(fresh: Make) -> Non
     project = fresh("regression")
     project.write("conf/tracking/mine.yaml", "mlflow_uri: null\n")
     sentence = project.refused("tracking=mine")
-    assert "tracking.log_model is missing: a file in conf/tracking/ of the project hides the engine's" in sentence
+    assert "tracking.checkpoints is missing: a file in conf/tracking/ of the project hides the engine's" in sentence
     project.write("conf/tracking/off.yaml", "mlflow_uri: null\ntensorboard: false\n")
-    assert "tracking.log_model is missing" in project.refused(OFF)
+    assert "tracking.checkpoints is missing" in project.refused(OFF)
     project.write("conf/trainer/cpu.yaml", "accelerator: cpu\nmax_epochs: 1\n")
     assert "trainer.devices is missing" in project.refused("tracking=mlflow")
     shutil.rmtree(project.folder / "src/regression/conf/trainer")
