@@ -35,7 +35,7 @@ def pretend(name: str, loss: float | None, *, minutes: int, sweep: bool = False,
         run.metrics.write_text(json.dumps({"val/loss": loss, "epoch": 2, "step": 30}))
     if sweep:
         run.folder.parent.joinpath(Run.sweep.name).write_text("")
-    for file in run.folder.rglob("*"):
+    for file in (run.folder.parent if sweep else run.folder).rglob("*"):
         os.utime(file, (1e9 + 60 * minutes, 1e9 + 60 * minutes))
     return run
 
@@ -85,6 +85,12 @@ def test_a_folder_says_its_name(folder: str, name: str | None) -> None:
 def test_what_is_typed_becomes_the_folder(three: tuple[Run, Run, Run]) -> None:
     assert with_folder("init_from=@best") == f"init_from={three[0].folder.as_posix()}"
     assert with_folder("run_dir=@last") == f"run_dir={three[2].folder.as_posix()}"
+    with pytest.raises(UserError, match=r"^there is no sweep in \S+/runs\. To start one, leave sweep_dir out\.$"):
+        with_folder("sweep_dir=@last")
+    sweep = pretend(f"sweep-{stamp(4)}-lr-0a1b2c/000", 0.25, minutes=4, sweep=True).folder.parent
+    assert with_folder("sweep_dir=@last") == with_folder("sweep_dir=@lr") == f"sweep_dir={sweep.as_posix()}"
+    with pytest.raises(UserError, match=r"^no sweep in \S+/runs is called @best\. There are: @last, @lr\.$"):
+        with_folder("sweep_dir=@best")  # a sweep has a best run, and is none
     for unchanged in ("name=@last", "run_dir=runs/x", "optimizer.lr=0.1"):
         assert with_folder(unchanged) == unchanged
 
@@ -122,9 +128,9 @@ def test_runs_are_listed(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [["digits"], ["run", "state", "epoch", "val/loss", "size"]]
     first, second, third, sweep = lines[2:]
-    assert first[1:] == ["finished", "3", "0.1000", "0.0", "MB", "best"]
+    assert first[1:] == ["finished", "3", "0.1000", "0", "MiB", "best"]
     assert second[:2] == [three[1].folder.as_posix(), "finished"]
-    assert third[1:] == ["failed", "0.0", "MB"]
+    assert third[1:] == ["failed", "0", "MiB"]
     assert sweep[1:6] == ["1", "of", "2", "finished", "3"]
 
 
@@ -148,7 +154,7 @@ def test_old_runs_are_deleted_after_a_question(
 ) -> None:
     wide, second, third = three
     newest = pretend(f"{stamp(6)}-0a1b2c", 0.4, minutes=6)
-    with pytest.raises(UserError, match=r"^nobody is here to say whether these 2 runs \(0.0 MB\) may be deleted\. "):
+    with pytest.raises(UserError, match=r"^nobody is here to say whether these 2 runs \(0 MiB\) may be deleted\. "):
         runs(monkeypatch, "--prune", "--keep", "1")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     asked: list[str] = []
@@ -162,7 +168,7 @@ def test_old_runs_are_deleted_after_a_question(
         runs(monkeypatch, "--prune", "--keep", "1")
 
     answer("")
-    assert asked == ["Delete these 2 runs, 0.0 MB, here and in MLflow? [y/N] "]
+    assert asked == ["Delete these 2 runs, 0 MiB, here and in MLflow? [y/N] "]
     assert capsys.readouterr().out.endswith("nothing was deleted\n")
     assert all(run.folder.is_dir() for run in (*three, newest))
     left = wide.folder.with_name(f"{DELETED}{stamp(0)}")  # an earlier deletion was killed
@@ -172,6 +178,29 @@ def test_old_runs_are_deleted_after_a_question(
     assert not left.exists()
     answer("y")
     assert capsys.readouterr().out.endswith("nothing to delete\n")
+
+
+def test_a_sweep_that_mlflow_does_not_know_is_deleted_as_a_whole(
+    three: tuple[Run, Run, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = pretend(f"sweep-{stamp(4)}-0a1b2c/000", 0.25, minutes=4, sweep=True)
+    pretend(f"{stamp(5)}-0a1b2c", 0.4, minutes=5)
+    runs(monkeypatch, "--prune", "--keep", "1", "--yes")
+    assert not job.folder.parent.exists()
+    assert three[0].folder.is_dir()
+
+
+def test_the_end_of_the_input_is_no(
+    three: tuple[Run, Run, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", end)
+    runs(monkeypatch, "--prune", "--keep", "1")
+    assert capsys.readouterr().out.endswith("nothing was deleted\n")
+    assert three[1].folder.is_dir()
 
 
 def test_what_is_deleted_is_deleted_in_mlflow_and_what_is_served_stays(

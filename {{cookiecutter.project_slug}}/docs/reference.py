@@ -16,9 +16,9 @@ import yaml
 
 import runengine
 from runengine.machine import check_computing, check_devices, check_setup, check_system, doctor
-from runengine.machine.checks import size
 from runengine.settings import project
 from runengine.settings.check import LIMITS, OPTIONAL
+from runengine.settings.console import size
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -4,7 +4,7 @@
     python -m runengine runs --prune --keep 5     # make runs ARGS="--prune --keep 5"
 
 `--prune` shows what it would delete, and asks. Of each experiment it keeps the newest, the best, what has a name
-(`name=...`), what is on, and what MLflow's registry has a model of. The folder of DVC's pipeline is left alone.
+(`name=...`), what is running, and what MLflow's registry has a model of. The folder of DVC's pipeline is left alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from .runs.find import best, experiment_of, having, name_of, value_of
 from .runs.lock import owner
 from .runs.run import RUNS, Run, load_config, read_numbers
+from .settings.console import size
 from .settings.errors import UserError
 from .sweeps.results import print_table
 from .tracking import mlflow_client
@@ -51,7 +52,7 @@ class Entry:
     @cached_property
     def state(self) -> str:
         if any(each.lock.exists() and owner(each) is not None for each in {self.run, *self.runs}):
-            return "on"
+            return "running"
         if self.run.is_sweep():
             trained = [each for each in self.runs if not each.is_sweep()]
             return f"{sum(each.finished() for each in trained)} of {len(trained)} finished"
@@ -65,7 +66,7 @@ class Entry:
 
     @cached_property
     def mlflow_ids(self) -> list[str]:
-        return [found for each in {self.run, *self.runs} if (found := each.mlflow_id())]
+        return [found for each in dict.fromkeys([self.run, *self.runs]) if (found := each.mlflow_id())]
 
 
 def entries() -> dict[str, list[Entry]]:
@@ -112,17 +113,13 @@ def _best(found: Sequence[Entry]) -> Run | None:
         return None
 
 
-def size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
 def old(found: Sequence[Entry], keep: int) -> list[Entry]:
     """What `--prune` deletes of an experiment, but for what MLflow's registry has a model of."""
     chosen = _best(found)
     return [
         entry
         for entry in found[: max(0, len(found) - keep)]
-        if not (entry.of_dvc or name_of(entry.run) or entry.state == "on" or chosen in entry.runs)
+        if not (entry.of_dvc or name_of(entry.run) or entry.state == "running" or chosen in entry.runs)
     ]
 
 
@@ -132,18 +129,19 @@ def served(entry: Entry) -> bool:
     Raises:
         UserError: MLflow does not answer.
     """
-    for run_id in entry.mlflow_ids:
-        uri = _store(entry)
-        try:
-            if uri and mlflow_client.mlflow_client(uri).search_model_versions(f"run_id = '{run_id}'"):
-                return True
-        except Exception as error:
-            raise UserError(mlflow_client.trouble(str(uri), error)) from error
-    return False
+    uri = _store(entry)
+    try:
+        return any(
+            mlflow_client.mlflow_client(uri).search_model_versions(f"run_id = '{run_id}'")
+            for run_id in entry.mlflow_ids
+        )
+    except Exception as error:
+        raise UserError(mlflow_client.trouble(uri, error)) from error
 
 
-def _store(entry: Entry) -> str | None:
-    return next((uri for each in [entry.run, *entry.runs] if (uri := read_record(each).uri)), None)
+def _store(entry: Entry) -> str:
+    """The address of the MLflow that knows these runs; empty where none does."""
+    return (read_record(entry.run).uri or "") if entry.mlflow_ids else ""
 
 
 def delete(entry: Entry) -> None:
@@ -153,8 +151,8 @@ def delete(entry: Entry) -> None:
         UserError: MLflow did not take it, and nothing was deleted here.
     """
     uri = _store(entry)
-    known = [run_id for run_id in entry.mlflow_ids if uri and _delete_in_mlflow(uri, run_id)]
-    if uri and known and uri.startswith("sqlite:"):  # MLflow only marks them; a server's owner has `mlflow gc` as well
+    known = [run_id for run_id in entry.mlflow_ids if _delete_in_mlflow(uri, run_id)]
+    if known and uri.startswith("sqlite:"):  # MLflow only marks them; a server's owner has `mlflow gc` as well
         command = ["-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", ",".join(known)]
         if mlflow_client.run_python(*command, MLFLOW_TRACKING_URI=uri) != 0:
             raise UserError(f"MLflow could not delete the files of {entry.run.folder} (its message stands above).")
@@ -195,7 +193,10 @@ def prune(found: Sequence[Entry], *, sure: bool) -> None:
     if not sure:
         if not sys.stdin.isatty():
             raise UserError(f"nobody is here to say whether {what} ({total}) may be deleted. Add --yes.")
-        if input(f"Delete {what}, {total}, here and in MLflow? [y/N] ").strip().lower() not in ("y", "yes"):
+        answer = ""
+        with suppress(EOFError):
+            answer = input(f"Delete {what}, {total}, here and in MLflow? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was deleted")
             return
     for entry in found:

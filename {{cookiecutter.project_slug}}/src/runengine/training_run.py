@@ -28,7 +28,7 @@ from .runs.open_run import open_run
 from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
-from .settings.errors import INTERRUPTED, RESUME_ME, UserError, explain
+from .settings.errors import INTERRUPTED, RESUME_ME, explain
 from .settings.files import atomic_file, atomic_write
 from .tracking.mlflow_client import Access
 from .training import distributed
@@ -94,12 +94,12 @@ class TrainingRun(Run):
             UserError: the file is damaged, or belongs to another model; the message names the layers. Or the best
                 checkpoint of the run that is resumed is damaged or absent.
         """
-        from .runs.weights import load_weights, refuse_without_best
+        from .runs.weights import checkpoint_named, load_weights, refuse_without_best
 
         if self.resume_from:
             refuse_without_best(self, load_weights(task, self.resume_from))
         elif init_from:
-            load_weights(task, _checkpoint(init_from))
+            load_weights(task, checkpoint_named(init_from))
 
     def trainer_options(
         self,
@@ -251,12 +251,3 @@ def _copy(file: Path, copy: Path) -> None:
 def _is_copy(file: Path, copy: Path) -> bool:
     one, other = file.stat(), copy.stat()
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-
-
-def _checkpoint(name: str) -> Path:
-    """A checkpoint's file, or the best one of a run's folder."""
-    file = Path(name)
-    file = Run(file).best if file.is_dir() else file
-    if not file.is_file():
-        raise UserError(f"init_from={name} is not a checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
-    return file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from .checks import REBUILD, NotRead, Result, fail, ok, size, skip, value, version
+from ..settings.console import size
+from .checks import REBUILD, NotRead, Result, fail, ok, skip, value, version
 from .collect_env import Machine
 from .readings import Reading
 

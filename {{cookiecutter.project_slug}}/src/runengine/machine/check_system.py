@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..settings.console import size
 from ..settings.cpu_limits import allowed_cores, memory_left
-from .checks import GIB, Result, fail, ok, size, skip, value
+from .checks import GIB, Result, fail, ok, skip, value
 from .collect_env import Machine
 from .collect_services import SPEED_BYTES
 

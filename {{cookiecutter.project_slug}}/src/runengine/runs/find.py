@@ -12,9 +12,7 @@ from ..settings.errors import UserError
 from .run import RUNS, File, Run, load_config, read_numbers
 
 NEW_NAME = re.compile(r"(?:sweep-)?\d{8}-\d{6}\.\d{6}-(?:(?P<name>.+?)-)??(?:[0-9a-f]{6}|job\S+-[0-9a-f]{6})")
-UNNAMED = ("last", "best")  # what @ means without a name
-KINDS = {"init_from": Run.best, "run_dir": Run.starts, "sweep_dir": Run.sweep}  # what a run has that these can mean
-TYPED = re.compile(rf"({'|'.join(KINDS)})=(@\S+)")
+TYPED = re.compile(r"(init_from|run_dir|sweep_dir)=(@\S+)")
 
 
 def having(file: File, root: Path = RUNS) -> list[Run]:
@@ -56,28 +54,41 @@ def named(name: str, runs: list[Run]) -> Run:
     Raises:
         UserError: there is none.
     """
-    where = project.from_root(RUNS).resolve()
     if not runs:
-        raise UserError(f"there is no trained run in {where}. Run: make train")
+        raise UserError(f"there is no trained run in {_where()}. Run: make train")
+    return best(runs) if name == "@best" else _by_name(name, runs, "run", ["@best", "@last"])
+
+
+def _by_name(name: str, runs: list[Run], kind: str, others: list[str]) -> Run:
     if name == "@last":
         return runs[-1]
-    if name == "@best":
-        return best(runs)
-    names = [name_of(run) for run in runs]
-    if name[1:] in names:
-        return runs[len(names) - 1 - names[::-1].index(name[1:])]
-    known = sorted({f"@{each}" for each in (*UNNAMED, *names) if each})
-    raise UserError(f"no run in {where} is called {name}. There are: {listed(known)}.")
+    names = {f"@{each}": run for run in runs if (each := name_of(run))}  # the newest of several
+    if name not in names:
+        raise UserError(f"no {kind} in {_where()} is called {name}. There are: {listed([*others, *sorted(names)])}.")
+    return names[name]
+
+
+def _where() -> Path:
+    return project.from_root(RUNS).resolve()
 
 
 def with_folder(argument: str) -> str:
     """`init_from=@best` with the folder in place of the name: every run of a sweep, and its record, means the same one.
 
     Raises:
-        UserError: no run is called so.
+        UserError: no run, or sweep, is called so.
     """
     found = TYPED.fullmatch(argument)
-    return f"{found[1]}={named(found[2], having(KINDS[found[1]])).folder.as_posix()}" if found else argument
+    if not found:
+        return argument
+    key, name = found.groups()
+    if key != "sweep_dir":
+        run = named(name, having(Run.best if key == "init_from" else Run.starts))
+    elif sweeps := having(Run.sweep):
+        run = _by_name(name, sweeps, "sweep", ["@last"])  # a sweep has a best run, and is none
+    else:
+        raise UserError(f"there is no sweep in {_where()}. To start one, leave sweep_dir out.")
+    return f"{key}={run.folder.as_posix()}"
 
 
 def name_of(run: Run) -> str | None:
@@ -94,7 +105,7 @@ def best(runs: list[Run]) -> Run:
     """
     finished = [run for run in runs if run.finished()]
     if not finished:
-        raise UserError(f"there is no finished run in {project.from_root(RUNS).resolve()}. Run: make train")
+        raise UserError(f"there is no finished run in {_where()}. Run: make train")
     cfg = load_config(finished[-1])
     metric, sign = cfg.monitor.metric, 1 if cfg.monitor.mode == "min" else -1
     values = [(sign * value_of(run, metric), run) for run in finished if experiment_of(run) == cfg.experiment_name]

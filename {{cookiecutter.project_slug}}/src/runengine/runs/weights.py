@@ -72,6 +72,15 @@ def load_weights(task: pl.LightningModule, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
+def checkpoint_named(name: str) -> Path:
+    """A checkpoint's file, or the best one of a run's folder."""
+    file = Path(name)
+    file = Run(file).best if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"init_from={name} is not a checkpoint. Give a file such as runs/.../checkpoints/best.ckpt.")
+    return file
+
+
 def refuse_without_best(run: Run, content: Mapping[str, Any]) -> None:
     """A run that is resumed and finds no better epoch would end without its best weights.
 

@@ -56,6 +56,10 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
 def _for_the_screen(record: logging.LogRecord) -> bool:
     """Not the lines of each epoch, where the progress bar shows the same; no traceback, which Python prints itself."""
     return not record.exc_info and not (record.name.endswith(".callbacks") and sys.stderr.isatty())
