@@ -128,9 +128,9 @@ def test_runs_are_listed(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [["digits"], ["run", "state", "epoch", "val/loss", "size"]]
     first, second, third, sweep = lines[2:]
-    assert first[1:] == ["finished", "3", "0.1000", "0", "MiB", "best"]
+    assert first[1:] == ["finished", "3", "0.1000", "1", "KiB", "best"]
     assert second[:2] == [three[1].folder.as_posix(), "finished"]
-    assert third[1:] == ["failed", "0", "MiB"]
+    assert third[1:] == ["failed", "1", "KiB"]
     assert sweep[1:6] == ["1", "of", "2", "finished", "3"]
 
 
@@ -154,7 +154,7 @@ def test_old_runs_are_deleted_after_a_question(
 ) -> None:
     wide, second, third = three
     newest = pretend(f"{stamp(6)}-0a1b2c", 0.4, minutes=6)
-    with pytest.raises(UserError, match=r"^nobody is here to say whether these 2 runs \(0 MiB\) may be deleted\. "):
+    with pytest.raises(UserError, match=r"^nobody is here to say whether these 2 runs \(2 KiB\) may be deleted\. "):
         runs(monkeypatch, "--prune", "--keep", "1")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     asked: list[str] = []
@@ -168,7 +168,7 @@ def test_old_runs_are_deleted_after_a_question(
         runs(monkeypatch, "--prune", "--keep", "1")
 
     answer("")
-    assert asked == ["Delete these 2 runs, 0 MiB, here and in MLflow? [y/N] "]
+    assert asked == ["Delete these 2 runs, 2 KiB, here and in MLflow? [y/N] "]
     assert capsys.readouterr().out.endswith("nothing was deleted\n")
     assert all(run.folder.is_dir() for run in (*three, newest))
     left = wide.folder.with_name(f"{DELETED}{stamp(0)}")  # an earlier deletion was killed

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import runengine
 from runengine.testing import assert_resumes_exactly
@@ -19,8 +20,9 @@ def test_one_epoch_trains_evaluates_and_predicts(short: list[str], processed: Pa
     overrides = [*short, "trainer.max_epochs=1", f"run_dir={(tmp_path / 'short').as_posix()}"]
     run = train.start(runengine.compose("train", overrides), overrides)
     rows = np.load(processed / "test.npy")
-    errors_N = predict(str(run.folder), rows[:, :-1]) - rows[:, -1]
-    assert evaluate(run)["test/loss"] == pytest.approx((errors_N**2).mean(), rel=1e-4)
+    answers_N = torch.from_numpy(predict(str(run.folder), rows[:, :-1]))
+    loss = runengine.load(run).task.loss(answers_N, torch.from_numpy(rows[:, -1]))
+    assert evaluate(run)["test/loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
