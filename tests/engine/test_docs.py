@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import runengine
@@ -24,10 +25,28 @@ from runengine.machine import doctor
 from runengine.settings import project
 from runengine.settings.config import flatten
 
+SPLITS = ("train", "val", "test")
+WEIGHTS = """
+import pytorch_lightning as pl, torch
+from runengine import compose
+from ml_project.train import build_data, build_task
+cfg = compose("train", ["model=mlp"])
+data, task = build_data(cfg), build_task(cfg)
+labels_N = data.split("train").labels_N
+labels_N[labels_N == 7] = 8
+labels_N[:10] = 7
+quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+pl.Trainer(accelerator="cpu", max_steps=1, **quiet).fit(task, data)
+counted_K = labels_N.bincount() * task.weights_K
+assert torch.allclose(counted_K, counted_K.mean()) and counted_K.sum().round() == len(labels_N), counted_K
+assert "weights_K" not in task.state_dict()
+"""
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
 # the one on own data: tests/test_own_data.py
-PAGES = ("tools", "experiment", "model", "metric", "recipes", "sweep", "engine")
+PAGES = (
+    "tools", "experiment", "model", "metric", "setting", "folds", "rare-classes", "recipes", "sweep", "engine",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +65,54 @@ def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterato
 def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    tests_named = follow(DOCS / f"{page}.md", origin.folder, origin.run)
+    printed: list[str] = []
+    tests_named = follow(DOCS / f"{page}.md", origin.folder, lambda command: printed.append(origin.run(command)))
     if page == "recipes":  # batch norm's measurements as well
         assert changed_after_freezing(origin.folder) == {"model.classify.2.weight", "model.classify.2.bias"}
+    if page == "setting":
+        assert printed[-1].count(" was trained when there was no l1: today's default is taken.\n") == 1
+    if page == "folds":
+        check_folds(origin)
+    if page == "rare-classes":
+        origin.run(f"python -c {shlex.quote(WEIGHTS)}")
     for tests in tests_named:
-        shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-        env = {**os.environ, "PYTHONPATH": str(origin.folder / "src"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=origin.folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
+        run_tests(origin.folder, tests)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
+def test_all_pages_change_one_project_whose_tests_pass(origin: Commands) -> None:
+    shutil.rmtree(origin.folder / "src")
+    shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for page in PAGES:
+        follow(DOCS / f"{page}.md", origin.folder, lambda _: None)
+    run_tests(origin.folder, "tests")
+
+
+def run_tests(folder: Path, tests: str) -> None:
+    shutil.copytree(ROOT / "tests", folder / "tests", dirs_exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def check_folds(origin: Commands) -> None:
+    """Each example is in the test split of one fold; groups stay together; too few of them are one sentence."""
+    file, alone = origin.folder / "src/ml_project/folds.py", "np.arange(len(raw.labels))"
+    code = file.read_text(encoding="utf-8")
+    for num_groups in (1797, 40):
+        file.write_text(code.replace(alone, f"{alone} % {num_groups}"), encoding="utf-8")
+        origin.run("python -m ml_project.folds")
+        tested: list[int] = []
+        for fold in range(5):
+            rows = {name: np.load(origin.folder / f"data/folds/{fold}/{name}_rows.npy") for name in SPLITS}
+            groups = [set(of_split % num_groups) for of_split in rows.values()]
+            assert len(set.union(*groups)) == sum(map(len, groups)) == num_groups
+            tested += rows["test"].tolist()
+        assert sorted(tested) == list(range(1797))
+    file.write_text(code.replace(alone, f"{alone} % 3"), encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"error: 3 groups are too few for 5 folds\. Set a smaller FOLDS\."):
+        origin.run("python -m ml_project.folds")
 
 
 def changed_after_freezing(folder: Path) -> set[str]:

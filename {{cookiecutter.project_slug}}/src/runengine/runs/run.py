@@ -18,6 +18,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, overload
@@ -208,8 +209,7 @@ def load_config(run: Run, *, complete: bool = False) -> DictConfig:
     if complete:
         defaults = compose(run.module().rpartition(".")[2])
         if added := _fill(cfg, defaults, ""):
-            said = f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken."
-            print(said, file=sys.stderr)
+            _say_once(f"{run.folder} was trained when there was no {', '.join(added)}: today's default is taken.")
         refuse_strangers(cfg, str(run.config))
     return from_root(cfg)
 
@@ -222,6 +222,12 @@ def _how_to_have_config(run: Run) -> str:
     if first[:2] != ["python", "-m"] or later - set(first) or Run(run.folder.parent).is_sweep():
         return "Copy it from the run's artifacts in MLflow, or train again."
     return f"Make it again: {shlex.join(first)} --cfg job > {shlex.quote(str(run.config))}"
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    """A run is loaded to be measured, and again to be exported."""
+    print(sentence, file=sys.stderr)
 
 
 def _fill(cfg: DictConfig, defaults: DictConfig, prefix: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import runengine
 from runengine import UserError
 
-from .prepare import files_of, num_features
+from .prepare import command_for, files_of, num_features
 
 Batch = tuple[Tensor, Tensor]  # features_BF float32, scaled targets_B float32
 NUMBER, MISSING = -1.0, -2.0  # in the place of a category's code
@@ -102,11 +102,11 @@ class TableData(pl.LightningDataModule):
         return runengine.loader(self.split("test"), self.batch_size, self.trainer, seed=self.seed, shuffle=False)
 
     def _read(self, name: str) -> TensorDataset:
-        record_file, again = self.folder / "split.json", "Run: make data FORCE=1"
+        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder, damaged=True)}"
         files = files_of(self.folder, name)[:2]
         for needed in (*files, record_file):
             if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. Run: make data")
+                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
         try:
             self.record = json.loads(record_file.read_text(encoding="utf-8"))
             checksums = {file: self.record["sha256"][file.name] for file in files}

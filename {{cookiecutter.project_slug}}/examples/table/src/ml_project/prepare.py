@@ -107,6 +107,13 @@ def files_of(folder: Path, split: str) -> list[Path]:
     return [folder / f"{split}_{kind}.npy" for kind in ("rows", "targets", "places")]
 
 
+def command_for(folder: Path, *, damaged: bool = False) -> str:
+    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
+    if folder.name in runengine.choices("dataset"):
+        return f"python -m {__package__}.prepare dataset={folder.name}"
+    return "make data FORCE=1" if damaged else "make data"
+
+
 def num_features(columns: dict[str, Any]) -> int:
     """How many numbers a row becomes: one for a number, one for each category, one where values may be missing."""
     return len(columns["mean"]) + sum(map(len, columns["categories"].values())) + len(columns["missing"])

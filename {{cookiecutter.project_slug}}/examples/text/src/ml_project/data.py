@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import runengine
 from runengine import UserError
 
+from .prepare import command_for
+
 Batch = tuple[Tensor, Tensor]  # tokens_BT, and the token after each; int64
 NOTHING = -1  # in the place of a token after the end of the text
 
@@ -69,10 +71,11 @@ class TextData(pl.LightningDataModule):
         return runengine.loader(self.split("test"), self.batch_size, self.trainer, seed=self.seed, shuffle=False)
 
     def _read(self, name: str) -> Tensor:
-        file, record_file, again = self.folder / f"{name}.npy", self.folder / "split.json", "Run: make data FORCE=1"
+        file, record_file = self.folder / f"{name}.npy", self.folder / "split.json"
+        again = f"Run: {command_for(self.folder, damaged=True)}"
         for needed in (file, record_file):
             if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. Run: make data")
+                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
         try:
             record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
             num_tokens, checksum = len(record["vocabulary"]), record["sha256"][file.name]
