@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import Bake, look, run, without
+from conftest import ROOT, Bake, look, run, without
 from loopback import serve
+
+sys.path.append(str(ROOT / "tests/engine"))
+from pages import FENCE  # type: ignore[import-not-found]
 
 HOW = {
     "poetry": 'poetry install --extras "dev docs"',
@@ -39,13 +43,11 @@ def test_what_the_pages_change_is_there_whatever_the_package_is_called(bake: Bak
     num_changes = 0
     for page in (project.path / "docs").glob("*.md"):
         name = ""
-        for kind, content, named in re.findall(
-            r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
+        for kind, content, named in FENCE.findall(page.read_text(encoding="utf-8")):
             name = named or name
             if kind == "diff":
                 old = [line[1:] for line in content.splitlines() if line[:1] != "+"]
-                assert project.text(name).count("\n".join(old)) == 1, content
+                assert project.text(name).count("".join(f"{line}\n" for line in old)) == 1, content
                 num_changes += 1
     assert num_changes > 5
 

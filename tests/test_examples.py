@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ PAGES = (
     "recipes",
     "sweep",
 )  # what an example says otherwise
+OTHER_TASKS = {("minimal", "another-task"): "new.csv", ("minimal", "segmentation"): "new.npy"}  # what is predicted
 EXPERIMENTS = {"table": "diabetes", "text": "topics", "minimal": "points"}
 FIGURES = {
     "table": ("learning_curve.png", "predicted_against_true.png", "residuals.png"),
@@ -304,16 +305,34 @@ def test_its_own_checks_and_tests_pass(example: Example) -> None:
 
 def test_its_pages_can_be_followed(example: Example, tmp_path: Path) -> None:
     """One after the other in a copy, whose whole suite passes afterwards."""
-    copy = tmp_path / "project"
-    run("cp", "-a", example.folder, copy, cwd=tmp_path)
+    copy = follow_in_a_copy(example, tmp_path, PAGES)
+    copy.make("test")
+
+
+@pytest.mark.parametrize(("example", "page"), OTHER_TASKS, indirect=["example"])
+def test_a_page_on_another_task_goes_the_whole_way(example: Example, page: str, tmp_path: Path) -> None:
+    """Checked, tested, and trained into a model whose answers are the run's own."""
+    copy = follow_in_a_copy(example, tmp_path, [page])
+    copy.make("check", "test")
+    copy.make("train", "promote", "ARGS=trainer.max_epochs=1")
+    said: list[str | bytes] = []
+    for model in (), ("--model", f"models:/my_project-{EXPERIMENTS[example.name]}@champion"):
+        said.append(copy.start("predict", OTHER_TASKS[example.name, page], *model))
+        said += [file.read_bytes() for file in copy.folder.glob("new.masks.npy")]
+    assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
+def follow_in_a_copy(example: Example, folder: Path, pages: Iterable[str]) -> Example:
+    copy = folder / "project"
+    run("cp", "-a", example.folder, copy, cwd=folder)
     run("make", "setup", cwd=copy, env=example.env)
     env = {**example.env, "PATH": f"{copy / '.venv/bin'}:{os.environ['PATH']}"}
     with Commands(str(copy / ".venv/bin/python"), copy, env) as commands:
-        for page in filter(lambda page: (copy / f"docs/{page}.md").is_file(), PAGES):
+        for page in filter(lambda page: (copy / f"docs/{page}.md").is_file(), pages):
             images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
             own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
             text = "" if own else images.read_text(encoding="utf-8")
             followed = text.replace("ml_project", "my_project").splitlines()
             follow(copy / f"docs/{page}.md", copy, commands.run, followed)
     (copy / "output.txt").unlink()
-    run("make", "test", cwd=copy, env=env)
+    return Example(example.name, copy, env)

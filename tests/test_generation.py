@@ -17,11 +17,11 @@ from conftest import CHOICES, ENGINE, PROJECT, QUESTIONS, Bake, Project, choices
 FILES = """\
 .devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
 .env.example .gitattributes .gitignore .pre-commit-config.yaml .vscode/launch.json CITATION.cff Dockerfile LICENSE
-AGENTS.md Makefile README.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py docs/configuration.md
-docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md docs/from-lightning-hydra-template.md
-docs/index.md docs/metric.md docs/model-card.md docs/model.md docs/notebook.md docs/recipes.md docs/reference.py
-docs/remote.md docs/reproducibility.md docs/slurm.md docs/sweep.md docs/tools.md docs/tracking.md
-docs/troubleshooting.md dvc.yaml environment.mk notebooks/first_look.ipynb pipeline.yaml
+AGENTS.md Makefile README.md docs/another-task.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py
+docs/configuration.md docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md
+docs/from-lightning-hydra-template.md docs/index.md docs/metric.md docs/model-card.md docs/model.md docs/notebook.md
+docs/recipes.md docs/reference.py docs/remote.md docs/reproducibility.md docs/setting.md docs/slurm.md docs/sweep.md
+docs/tools.md docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk notebooks/first_look.ipynb pipeline.yaml
 pyproject.toml scripts/activate.sh scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py
 src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/task.py src/PACKAGE/train.py
@@ -38,6 +38,7 @@ MORE_FILES = (
 EXAMPLE_FILES = {
     "images": MORE_FILES
     + (
+        "docs/folds.md docs/rare-classes.md "
         "src/PACKAGE/csv_file.py src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py "
         "src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/data/digits.yaml "
         "src/PACKAGE/conf/data/fashion_mnist.yaml src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml "
@@ -47,7 +48,7 @@ EXAMPLE_FILES = {
     ),
     "table": MORE_FILES
     + (
-        "src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py "
+        "docs/folds.md src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py "
         "src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
         "src/PACKAGE/conf/dataset/csv.yaml src/PACKAGE/conf/dataset/diabetes.yaml src/PACKAGE/conf/model/linear.yaml"
     ),
@@ -56,10 +57,13 @@ EXAMPLE_FILES = {
         "src/PACKAGE/conf/data/text.yaml src/PACKAGE/conf/data/topics.yaml src/PACKAGE/conf/dataset/text.yaml "
         "src/PACKAGE/conf/dataset/topics.yaml src/PACKAGE/conf/model/gpt.yaml"
     ),
-    "minimal": "src/PACKAGE/conf/data/points.yaml src/PACKAGE/conf/model/linear.yaml",
+    "minimal": "docs/segmentation.md src/PACKAGE/conf/data/points.yaml src/PACKAGE/conf/model/linear.yaml",
 }
 # none of these is left in a project that learns something else
-NOT_OF_IMAGES = {".pre-commit-config.yaml", "LICENSE"}  # hexadecimal digits
+NOT_OF_IMAGES = {
+    ".pre-commit-config.yaml", "LICENSE",  # hexadecimal digits
+    "docs/another-task.md", "docs/segmentation.md",  # are about other tasks, too
+}  # fmt: skip
 OF_IMAGES = re.compile(
     r"digits|\bpixel|photo|\bcnn\b|accuracy|fashion|logit|softmax|(?<!ENGINE\) )(?<!example `)\bimages\b", re.IGNORECASE
 )

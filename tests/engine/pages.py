@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`(src/[\w./-]+)`", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`((?:src|tests)/[\w./-]+)`", re.MULTILINE | re.DOTALL)
 QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
 ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.

@@ -102,8 +102,38 @@ def test_a_second_script_has_settings_of_its_own(fresh: Make) -> None:
     assert first < float(rows(project.folder / "runs/before/history.csv")[0]["loss"]) / 1.5
     sentence = project.refused("run_dir=runs/before", "trainer.max_epochs=50", OFF)
     assert "autoencoder.pretrain" in sentence
-    project.run("autoencoder.pretrain", "-m", "seed=1,2", "trainer.max_epochs=1", OFF)
+    measure = (package / "evaluate.py").read_text().replace("    return metrics", '    return {"test/its_own": 1.0}')
+    project.write("evaluate_pretrain.py", measure)
+    printed = project.run("autoencoder.pretrain", "seeds=2", "trainer.max_epochs=1", OFF)
+    assert printed.count("test/its_own 1.0000") == 2
+    assert "test/its_own" not in project.train("seeds=2", "trainer.max_epochs=1", OFF)
+    assert "python -m autoencoder.evaluate_pretrain runs/before/" in project.run(
+        "autoencoder.pretrain", "trainer.max_epochs=1", OFF
+    )
     assert list((project.folder / "runs/before").glob("sweep-*"))
+
+
+def test_a_script_in_a_subpackage_is_refused_and_works_where_the_sentence_says(fresh: Make) -> None:
+    project = fresh("regression")
+    package = project.folder / "src/regression"
+    below, script = package / "second/part", (package / "train.py").read_text()
+    shutil.copytree(package / "conf", below / "conf")
+    (below.parent / "__init__.py").touch()
+    (below / "__init__.py").touch()
+    (below / "train.py").write_text(script.replace("from .", "from ..."))
+    sentence = project.refused(OFF, script="second.part.train")
+    assert (
+        "regression.second.part.train is below the project's package, where its runs are not found again. Make "
+        "it a script next to the others: src/regression/second_part_train.py with "
+        '@runengine.main("second_part_train"), and src/regression/conf/second_part_train.yaml.'
+    ) in sentence
+    assert not (project.folder / "runs").exists()
+    project.write(
+        "second_part_train.py", script.replace('runengine.main("train")', 'runengine.main("second_part_train")')
+    )
+    shutil.copy(package / "conf/train.yaml", package / "conf/second_part_train.yaml")
+    project.run("regression.second_part_train", "run_dir=runs/x", "trainer.max_epochs=1", OFF)
+    project.run("regression.evaluate", "runs/x")
 
 
 def test_callbacks_and_loggers_from_the_command_line(fresh: Make) -> None:

@@ -32,7 +32,7 @@ from .settings import process, project
 from .settings.check import check
 from .settings.config import in_root
 from .settings.console import quiet_lightning
-from .settings.errors import friendly_errors
+from .settings.errors import UserError, friendly_errors
 from .sweeps.one_run import one_run
 from .tracking.mlflow_client import Access
 from .tracking.sync import sync
@@ -72,6 +72,7 @@ class Program:
         project.use(self.home)
         _answer_help(self.about, self.home.script)
         with friendly_errors():
+            self._refuse_subpackage()
             project.check_imports()
             project.check_plugin()
             sys.argv[1:] = [with_folder(argument) for argument in sys.argv[1:]]
@@ -118,6 +119,17 @@ class Program:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         self.function(cfg, TrainingRun(run.folder, run.starts_over, cfg=cfg, access=access))
         return run
+
+    def _refuse_subpackage(self) -> None:
+        """A run's folder names its script in the project's package, where settings and `evaluate` are found again."""
+        above, _, below = self.package.partition(".")
+        if below:
+            name = f"{below.replace('.', '_')}_{self.config_name}"
+            raise UserError(
+                f"{self.package}.{self.config_name} is below the project's package, where its runs are not found again."
+                f' Make it a script next to the others: src/{above}/{name}.py with @runengine.main("{name}"), and '
+                f"src/{above}/conf/{name}.yaml."
+            )
 
     def _task(self, cfg: DictConfig) -> None:
         project.use(self.home)  # also in a job, which is another process

@@ -155,13 +155,14 @@ class Run:
         atomic_write(self.about, json.dumps({"format": FORMAT, "module": project.current().module}) + "\n")
 
     def test_module(self) -> str | None:
-        """The owner's `evaluate`, if there is one."""
-        name = f"{self.own_module().rpartition('.')[0]}.evaluate"
-        return name if importlib.util.find_spec(name) else None
+        """The owner's `evaluate_<script>`, for runs of this script alone, or `evaluate`; None if there is neither."""
+        package, _, script = self.own_module().rpartition(".")
+        names = (f"{package}.evaluate_{script}", f"{package}.evaluate")
+        return next((name for name in names if importlib.util.find_spec(name)), None)
 
     def test_command(self) -> str:
         """What measures its best checkpoint on the test split."""
-        return f"python -m {self.module().rpartition('.')[0]}.evaluate {self.folder}"
+        return f"python -m {self.test_module() or f'{project.current().package}.evaluate'} {self.folder}"
 
     def mlflow_id(self) -> str | None:
         """None where MLflow has not answered yet, or the file is damaged."""
