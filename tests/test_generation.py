@@ -80,7 +80,7 @@ OWN_FILES = {
 }
 CI_FILES = {"none": "", "github": ".github/workflows/ci.yml", "gitlab": ".gitlab-ci.yml"}
 TEAM_FILES = {
-    "none": "CHANGELOG.md CODEOWNERS SECURITY.md",
+    "none": "CHANGELOG.md CODEOWNERS CONTRIBUTING.md SECURITY.md",
     "github": (
         ".github/ISSUE_TEMPLATE/bug.md .github/dependabot.yml .github/pull_request_template.md "
         ".github/workflows/gpu.yml .github/workflows/release.yml .github/workflows/weekly.yml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import sys
 import threading
 import tomllib
@@ -201,6 +202,7 @@ ELSEWHERE = {
     "make ci-docs": "test_docs.py installs the same",
     "make docs": "test_docs.py",
     "make setup": "here, without CI",
+    "make engine-request": "below",
     "make ci-newest": "makes an environment: ci-setup, after the locks are gone",
     'make data train ARGS="experiment=smoke trainer=gpu"': "test_gpu.py, where there is one",
 }
@@ -229,3 +231,47 @@ def test_what_ci_types_works(project: Path, somebody: dict[str, str], service: s
     bill = json.loads((project / "sbom.json").read_text(encoding="utf-8"))
     assert bill["bomFormat"] == "CycloneDX"
     assert "torch" in {part["name"] for part in bill["components"]}
+
+
+@pytest.mark.parametrize("ci", ["github", "gitlab"])
+def test_a_newer_engine_becomes_a_request_to_merge_it(
+    bake: Bake, demo: tuple[Path, str], somebody: dict[str, str], tmp_path: Path, ci: str
+) -> None:
+    """The host is a repository here: `gh` writes down its arguments, Git's URL of GitLab is replaced by a folder."""
+    project = bake(profile="team", ci=ci, env_manager="venv", cuda="cpu")
+    link_environment(demo[0], project.path)
+    host, tools, newer = (tmp_path / name for name in ("host.git", "tools", "newer"))
+    tools.mkdir()
+    (tools / "gh").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\ntest "$2" != view\n', encoding="utf-8")
+    (tools / "gh").chmod(0o755)
+    env = {**somebody, "PATH": f"{tools}:{somebody['PATH']}", "ARGS": "tests/test_settings.py", "UPGRADE_TOKEN": "key"}
+    env |= {"CI_SERVER_HOST": "gitlab.example.com", "CI_PROJECT_PATH": "us/mine"}
+    run("git", "init", "--quiet", "--bare", host, cwd=tmp_path)
+    run("git", "-C", host, "config", "receive.advertisePushOptions", "true", cwd=tmp_path)
+    for command in (
+        ["init", "--quiet", "--initial-branch", "main"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--no-verify", "--message", "first"],
+        ["remote", "add", "origin", str(host)],
+        ["config", f"url.{host}.insteadOf", "https://upgrade:key@gitlab.example.com/us/mine.git"],
+    ):
+        run("git", *command, cwd=project.path, env=env)
+    printed = run("make", "engine-request", cwd=project.path, env=env, expect=2).output
+    assert (
+        "error: ENGINE_FROM does not say where the engine comes from. Set it to the template's git address" in printed
+    )
+
+    env["ENGINE_FROM"] = str(PROJECT)  # the same engine: nothing to be asked
+    assert "the engine was the newest already\n" in run("make", "engine-request", cwd=project.path, env=env).output
+    shutil.copytree(project.path / "src", newer / "src")
+    (newer / "src/runengine/VERSION").write_text("9.0.0\n", encoding="utf-8")
+    here = {**env, "PYTHONPATH": str(newer / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    run(project.path / ".venv/bin/python", "-m", "runengine", "engine", "--write-manifest", cwd=newer, env=here)
+    env["ENGINE_FROM"] = str(newer)
+    assert "engine 0.1.0 -> 9.0.0\n" in run("make", "engine-request", cwd=project.path, env=env).output
+    assert run("git", "-C", host, "show", "engine-9.0.0:src/runengine/VERSION", cwd=tmp_path).output == "9.0.0\n"
+    changed = run("git", "-C", host, "show", "--name-only", "--format=%s", "engine-9.0.0", cwd=tmp_path).output
+    assert changed == "Engine 9.0.0\n\nsrc/runengine/MANIFEST\nsrc/runengine/VERSION\n"
+    if ci == "github":
+        told = (tmp_path / "told").read_text(encoding="utf-8").splitlines()
+        assert told == ["auth setup-git", "pr view engine-9.0.0", "pr create --fill --head engine-9.0.0"]
