@@ -252,3 +252,6 @@ def _taken(name: str) -> str:
 
 FILTERS = {"slug": slug, "package": package, "lit": lit, "md": md, "remote_url": remote_url, "owner": owner}
 GLOBALS = {"resolve": resolve, "validate": validate}
+
+if __name__ == "<run_path>":  # cookiecutter loads this file so, before it asks
+    runpy.run_path(str(Path(__file__).with_name("questions.py")))["ask_less"]()

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,11 @@ if sys.platform != "win32":
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
-ASKED = re.compile(r"(\): |\[y/N\] )\Z")  # a question ends with its default in parentheses, or asks for yes or no
+ASKED = re.compile(r"(\):\s*|\[y/N\] )\Z")  # a question ends with its default in parentheses, or asks for yes or no
 LINES, COLUMNS = 60, 100
 LIMIT_S = 180.0  # for a whole session, which takes a second, or with `make setup` many
-NAMES = [name for name in QUESTIONS if not name.startswith("_")]
+BY_NAME = ("package_name", "python_version", "pytorch_index")  # not asked
+NAMES = [name for name in QUESTIONS if not name.startswith("_") and name not in (*BY_NAME, "data_remote_url")]
 
 
 def session(command: list[str], typed: Mapping[str, str], cwd: Path, env: Mapping[str, str]) -> Answer:
@@ -82,11 +83,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def cookiecutter(template: Path, output: Path, config_file: Path, **typed: str) -> Answer:
-    """`cookiecutter <template>` with these questions answered, and Enter for the others."""
-    command = [sys.executable, "-m", "cookiecutter", str(template), "--config-file", str(config_file)]
+def cookiecutter(
+    template: Path, output: Path, config_file: Path, *by_name: str, asked: Sequence[str] = NAMES, **typed: str
+) -> Answer:
+    """`cookiecutter <template>` with these questions answered, and Enter for the others that are asked."""
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--config-file", str(config_file), *by_name]
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "PYTHONUTF8": "1"}
-    marks = {f"[{NAMES.index(name) + 1}/{len(NAMES)}]": text for name, text in typed.items()}
+    marks = {f"[{asked.index(name) + 1}/{len(asked)}]": text for name, text in typed.items()}
     return session(command, marks, output, env)
 
 
@@ -108,11 +111,47 @@ def test_enter_to_the_end_gives_the_project(template: Path, output: Path, config
 
 
 def test_a_refused_answer_ends_the_session_with_one_sentence(template: Path, output: Path, config_file: Path) -> None:
-    seen = cookiecutter(template, output, config_file, package_name="class")
+    seen = cookiecutter(template, output, config_file, project_slug="torch")
     assert seen.returncode == 1
-    assert seen.output.splitlines()[-1] == "package_name class is a keyword of Python. Try class_project."
+    sentence = "project_slug torch is a package the project itself uses. Try torch-project."
+    assert seen.output.splitlines()[-1] == sentence
     assert "Traceback" not in seen.output
     assert list(output.iterdir()) == []
+
+
+def test_what_is_not_asked_can_be_given_by_name(template: Path, output: Path, config_file: Path) -> None:
+    given = {"package_name": "mine", "python_version": "3.12", "pytorch_index": "https://mirror.example.com/whl"}
+    seen = cookiecutter(template, output, config_file, *(f"{name}={value}" for name, value in given.items()))
+    assert seen.returncode == 0, seen.output
+    hint = f"Not asked: {', '.join(BY_NAME)}. Give them by name: cookiecutter ... python_version=3.12"
+    assert one_line(seen.output).count(hint) == 1
+    project = output / "my-project"
+    assert (project / "src/mine/train.py").is_file()
+    assert 'python = "3.12"' in (project / "pyproject.toml").read_text(encoding="utf-8")
+    assert "https://mirror.example.com/whl/cpu" in (project / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_only_what_matters_is_asked(template: Path, output: Path, config_file: Path, tmp_path: Path) -> None:
+    """An address where data do not go into a folder; the author where Git knows none."""
+    asked = [*NAMES[: NAMES.index("data_remote") + 1], "data_remote_url", *NAMES[NAMES.index("data_remote") + 1 :]]
+    typed = {
+        f"[{NAMES.index('data_remote') + 1}/{len(NAMES)}]": "2",
+        f"[{asked.index('data_remote_url') + 1}/{len(asked)}]": "s3://b/f",
+    }
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--config-file", str(config_file)]
+    seen = session(command, typed, output, {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)})
+    assert seen.returncode == 0, seen.output
+    assert f"[{len(asked)}/{len(asked)}] {prompt('ci')}" in one_line(seen.output)
+    assert 'url = "s3://b/f"\n' in (output / "my-project/.dvc/config").read_text(encoding="utf-8")
+
+    git = tmp_path / "gitconfig"
+    git.write_text("[user]\nname = Ada\nemail = ada@example.com\n", encoding="utf-8")
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "GIT_CONFIG_GLOBAL": str(git)}
+    seen = session([*command, "project_slug=hers"], {}, output, env)
+    assert seen.returncode == 0, seen.output
+    assert "Your name" not in seen.output
+    assert f"[{len(NAMES) - 2}/{len(NAMES) - 2}] {prompt('ci')}" in one_line(seen.output)
+    assert '"Ada"' in (output / "hers/pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{{ 7*7 }}", 'L\'Été: "日本" \\ $(touch pwned) [bold]'])
@@ -128,7 +167,6 @@ def test_names_follow_from_what_was_typed_before(template: Path, output: Path, c
     seen = cookiecutter(template, output, config_file, project_name="3D Vision")
     assert seen.returncode == 0, seen.output
     assert f"{prompt('project_slug')} (3d-vision): " in seen.output
-    assert f"{prompt('package_name')} (p_3d_vision): " in seen.output
     assert (output / "3d-vision/src/p_3d_vision").is_dir()
 
 
@@ -138,10 +176,11 @@ def test_the_page_of_questions_shows_those_that_are_asked() -> None:
     places = [page.find(f"[{number}/{len(NAMES)}] {prompt(name)}") for number, name in enumerate(NAMES, 1)]
     assert -1 not in places, again
     assert places == sorted(places), again
-    for name, choices in CHOICES.items():
+    asked = {name: choices for name, choices in CHOICES.items() if name in NAMES}
+    for name, choices in asked.items():
         for choice in choices:
             assert re.search(rf" \d+ - {re.escape(label(name, choice))}:? ", page), again
-    assert page.count("Choose from [") == len(CHOICES), again
+    assert page.count("Choose from [") == len(asked), again
 
 
 def prompt(name: str) -> str:
