@@ -335,7 +335,7 @@ HOSTILE = """psutil.Popen subprocess.Popen subprocess.run os.system os.popen bui
     torch.hub.load torch.load torch.utils.cpp_extension.load_inline torch.nn.modules.module.torch.hub.load
     torch.nn.functional pytorch_lightning.LightningModule.load_from_checkpoint webbrowser.get
     pytorch_lightning.callbacks.timer.os.system
-    ml_project.prepare.runengine.atomic_write ml_project.prepare.shutil.rmtree ml_project.train.instantiate ml_project
+    ml_project.prepare.runengine.atomic_write ml_project.evaluate.os.remove ml_project.train.instantiate ml_project
     ml_project_evil.run torchmetrics.utilities.os.system runengine.download joblib.load""".split()  # noqa: SIM905
 
 

@@ -11,9 +11,6 @@ the SHA-256 of each file.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,33 +39,23 @@ def prepare(
             f"val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
             f"{val_fraction} + {test_fraction}. Leave something to each split, train too."
         )
-    if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
     raw = dataset()
     labels, classes = _labels(raw)
     splits = _split(raw, labels, classes, split_seed, {"test": test_fraction, "val": val_fraction})
     images, standardised = _images(raw, splits["train"])
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
-        new = Path(temporary) / "new"  # complete before it takes the place of the old one
-        new.mkdir()
+    record = {
+        "split_seed": split_seed,
+        "rows": {name: len(chosen) for name, chosen in splits.items()},
+        "classes": classes,
+        "num_classes": len(classes),
+        "input_shape": list(images.shape[1:]),
+        **standardised,
+    }
+    with runengine.prepared_folder(folder, record) as new:
         for name, chosen in splits.items():
             for file, array in zip(files_of(new, name), (images, labels, np.arange(len(labels))), strict=True):
                 _write(file, array, chosen)
-        record = {
-            "split_seed": split_seed,
-            "rows": {name: len(chosen) for name, chosen in splits.items()},
-            "classes": classes,
-            "num_classes": len(classes),
-            "input_shape": list(images.shape[1:]),
-            **standardised,
-            "sha256": {file.name: runengine.sha256(file) for file in sorted(new.iterdir())},
-        }
-        (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.move(folder, Path(temporary) / "old")
-        new.replace(folder)
     return record
 
 
@@ -162,18 +149,6 @@ def _write(file: Path, array: np.ndarray, chosen: np.ndarray) -> None:
     written.flush()
 
 
-def _how_to_train(dataset: str, folder: str, record: Mapping[str, Any]) -> str:
-    """The command that trains on what was prepared: only what differs from the defaults."""
-    choice = [f"data={dataset}"] if dataset in runengine.choices("data") else []
-    cfg = runengine.compose("train", choice)
-    choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
-    if cfg.data.folder != folder:
-        choice.append(f"data.folder={folder}")
-    if "features" in record and not cfg.model._target_.endswith(".MLP"):
-        choice.append("model=mlp")  # a row has no neighbouring pixels
-    return " ".join([f"python -m {__package__}.train", *choice])
-
-
 @runengine.main("prepare")
 def main(cfg: DictConfig) -> None:
     dataset: Callable[[], RawDataset] = hydra.utils.instantiate(cfg.dataset, _partial_=True, _convert_="all")
@@ -181,7 +156,10 @@ def main(cfg: DictConfig) -> None:
     # the dataset is called in prepare(), which does not change what it raises
     record = prepare(Path(cfg.folder), dataset, split_seed=cfg.split_seed, **fractions)
     print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
-    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder, record)}")
+    command = runengine.train_command(HydraConfig.get().runtime.choices["dataset"], cfg.folder)
+    if "features" in record and not runengine.compose("train").model._target_.endswith(".MLP"):
+        command += " model=mlp"  # a row has no neighbouring pixels
+    print(f"train on it: {command}")
 
 
 if __name__ == "__main__":

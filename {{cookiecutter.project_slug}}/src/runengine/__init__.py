@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .data.download import download as download
     from .data.loader import loader as loader
     from .data.loader import suggested_workers as suggested_workers
+    from .data.prepared import prepared_folder as prepared_folder
+    from .data.prepared import train_command as train_command
     from .program import build_all as build_all
     from .program import main as main
     from .runs.find import find as find
@@ -44,6 +46,7 @@ HOMES = {
     "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
     "UserError": "settings.errors", "friendly_errors": "settings.errors", "listed": "settings.console",
     "atomic_file": "settings.files", "atomic_write": "settings.files", "sha256": "settings.files",
+    "prepared_folder": "data.prepared", "train_command": "data.prepared",
     "StoredArray": "data.arrays", "download": "data.download",
     "loader": "data.loader", "suggested_workers": "data.loader",
     "save_model": "tracking.export", "load_model": "tracking.registry", "save_test_metrics": "tracking.results",

@@ -10,7 +10,6 @@ Legend: N rows, F features.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,14 @@ def prepare(folder: Path, rows: np.ndarray) -> dict[str, Any]:
     first, second = int(0.7 * len(rows)), int(0.85 * len(rows))
     if first < 1 or second == first or second == len(rows):
         raise runengine.UserError(f"{len(rows)} rows are too few for three splits. Make more: num_rows=1000")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in zip(SPLITS, np.split(rows, [first, second]), strict=True):
-        with runengine.atomic_file(folder / f"{name}.npy") as file:
-            np.save(file, part)
-    record = {
-        "rows": {name: len(np.load(folder / f"{name}.npy")) for name in SPLITS},
+    parts = dict(zip(SPLITS, np.split(rows, [first, second]), strict=True))
+    record: dict[str, Any] = {
+        "rows": {name: len(part) for name, part in parts.items()},
         "num_features": rows.shape[1] - 1,
-        "sha256": {f"{name}.npy": runengine.sha256(folder / f"{name}.npy") for name in SPLITS},
     }
-    runengine.atomic_write(folder / "split.json", json.dumps(record, indent=2) + "\n")
+    with runengine.prepared_folder(folder, record) as new:
+        for name, part in parts.items():
+            np.save(new / f"{name}.npy", part)
     return record
 
 

@@ -14,9 +14,6 @@ Legend: N rows, C columns that the model looks at.
 from __future__ import annotations
 
 import difflib
-import json
-import shutil
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -59,8 +56,6 @@ def prepare(
             f"val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
             f"{val_fraction} + {test_fraction}. Leave something to each split, train too."
         )
-    if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
     table = read_csv(file).map(str.strip)
     for setting, wanted in {"target": [target], "categories": categories, "ignore": ignore}.items():
         for name in wanted:
@@ -78,27 +73,19 @@ def prepare(
 
     columns = measure(rows_NC[splits["train"]], names, known)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
-        new = Path(temporary) / "new"  # complete before it takes the place of the old one
-        new.mkdir()
+    record = {
+        "split_seed": split_seed,
+        "rows": {name: len(chosen) for name, chosen in splits.items()},
+        "target": target,
+        "target_mean": float(train_N.mean()),
+        "target_std": float(train_N.std()),
+        **columns,
+        "num_features": num_features(columns),
+    }
+    with runengine.prepared_folder(folder, record) as new:
         for name, chosen in splits.items():
             for path, array in zip(files_of(new, name), (rows_NC, targets_N, table.index.to_numpy()), strict=True):
                 np.save(path, array[chosen])
-        record = {
-            "split_seed": split_seed,
-            "rows": {name: len(chosen) for name, chosen in splits.items()},
-            "target": target,
-            "target_mean": float(train_N.mean()),
-            "target_std": float(train_N.std()),
-            **columns,
-            "num_features": num_features(columns),
-            "sha256": {path.name: runengine.sha256(path) for path in sorted(new.iterdir())},
-        }
-        (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.move(folder, Path(temporary) / "old")
-        new.replace(folder)
     return record
 
 
@@ -148,15 +135,6 @@ def _refuse_unknown(file: Path, names: list[str], setting: str, name: str) -> No
         raise UserError(f"{file} has no column {name!r}: its columns are {listed(names, 10)}. {hint}")
 
 
-def _how_to_train(dataset: str, folder: str) -> str:
-    """The command that trains on what was prepared: only what differs from the defaults."""
-    cfg = runengine.compose("train", choice := [f"data={dataset}"] if dataset in runengine.choices("data") else [])
-    choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
-    if cfg.data.folder != folder:
-        choice.append(f"data.folder={folder}")
-    return " ".join([f"python -m {__package__}.train", *choice])
-
-
 def from_settings(cfg: DictConfig) -> dict[str, Any]:
     """As `conf/prepare.yaml` says; returns the content of `split.json`."""
     if cfg.dataset.from_sklearn:
@@ -172,7 +150,7 @@ def main(cfg: DictConfig) -> None:
     print(f"wrote {cfg.folder}: " + ", ".join(f"{name} {count}" for name, count in record["rows"].items()))
     categories = listed([f"{name} ({len(known)})" for name, known in record["categories"].items()])
     print(f"columns: {len(record['mean'])} of numbers, and of categories: {categories or 'none'}")
-    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder)}")
+    print(f"train on it: {runengine.train_command(HydraConfig.get().runtime.choices['dataset'], cfg.folder)}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ file.
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,8 +39,6 @@ def prepare(folder: Path, file: Path, *, val_fraction: float, test_fraction: flo
             f"val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
             f"{val_fraction} + {test_fraction}. Leave something to each split, train too."
         )
-    if folder.exists() and not (folder / "split.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
     text = read(file)
     ends = [round(len(text) * (1 - val_fraction - test_fraction)), round(len(text) * (1 - test_fraction))]
     parts = dict(zip(SPLITS, (text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]), strict=True))
@@ -51,22 +46,14 @@ def prepare(folder: Path, file: Path, *, val_fraction: float, test_fraction: flo
         raise UserError(f"{file} has {len(text)} characters: too few for three splits. Bring a longer text.")
     vocabulary = sorted(set(text))
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
-        new = Path(temporary) / "new"  # complete before it takes the place of the old one
-        new.mkdir()
+    record: dict[str, Any] = {
+        "characters": {name: len(part) for name, part in parts.items()},
+        "num_tokens": len(vocabulary),
+        "vocabulary": vocabulary,
+    }
+    with runengine.prepared_folder(folder, record) as new:
         for name, part in parts.items():
             np.save(new / f"{name}.npy", to_tokens(part, vocabulary))
-        record = {
-            "characters": {name: len(part) for name, part in parts.items()},
-            "num_tokens": len(vocabulary),
-            "vocabulary": vocabulary,
-            "sha256": {path.name: runengine.sha256(path) for path in sorted(new.iterdir())},
-        }
-        (new / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.move(folder, Path(temporary) / "old")
-        new.replace(folder)
     return record
 
 
@@ -116,15 +103,6 @@ def topics(file: Path) -> None:
         runengine.atomic_write(file, "\n".join(pages[name] for name in mixed))
 
 
-def _how_to_train(dataset: str, folder: str) -> str:
-    """The command that trains on what was prepared: only what differs from the defaults."""
-    cfg = runengine.compose("train", choice := [f"data={dataset}"] if dataset in runengine.choices("data") else [])
-    choice = [*choice, f"experiment_name={dataset}"] if cfg.data != runengine.compose("train").data else []
-    if cfg.data.folder != folder:
-        choice.append(f"data.folder={folder}")
-    return " ".join([f"python -m {__package__}.train", *choice])
-
-
 def from_settings(cfg: DictConfig) -> dict[str, Any]:
     """As `conf/prepare.yaml` says; returns the content of `split.json`."""
     file = Path(cfg.dataset.file)
@@ -138,7 +116,7 @@ def main(cfg: DictConfig) -> None:
     record = from_settings(cfg)
     counts = ", ".join(f"{name} {count}" for name, count in record["characters"].items())
     print(f"wrote {cfg.folder}: {counts} characters, {record['num_tokens']} different ones")
-    print(f"train on it: {_how_to_train(HydraConfig.get().runtime.choices['dataset'], cfg.folder)}")
+    print(f"train on it: {runengine.train_command(HydraConfig.get().runtime.choices['dataset'], cfg.folder)}")
 
 
 if __name__ == "__main__":
