@@ -39,7 +39,7 @@ def _asking_less(ask: Ask, asked: dict[str, None]) -> Ask:
         if _is_skipped(name, str(suggested)):
             return suggested
         if not asked:
-            print(f"Not asked: {', '.join(BY_NAME)}. Give them by name: cookiecutter ... python_version=3.12\n")
+            print(f"Not asked: {', '.join(_known())}. Give them by name: cookiecutter ... python_version=3.12\n")
         asked[name] = None
         number = len(asked)
         return ask(name, default, prompts, f"  [dim][{number}/{number + sum(1 for _ in _left(name))}][/] ")
@@ -55,11 +55,23 @@ def _is_skipped(name: str, suggested: str) -> bool:
     return name in BY_NAME or (name == "data_remote_url" and "://" not in suggested)
 
 
+def _known() -> list[str]:
+    """What is not asked, with what Git says of the author."""
+    questions = _questions()
+    return [*BY_NAME, *(f"{name} ({questions[name]})" for name in UNKNOWN if _is_skipped(name, questions[name]))]
+
+
 def _left(name: str) -> Iterator[str]:
     """The questions after this one that are asked if nobody answers by name."""
-    questions = json.loads((HOME / "cookiecutter.json").read_text(encoding="utf-8"))
+    questions = _questions()
     names = [each for each in questions if not each.startswith("_")]
     for each in names[names.index(name) + 1 :]:
         suggested = questions[each] if each in UNKNOWN else ""
         if not _is_skipped(each, suggested):
             yield each
+
+
+def _questions() -> dict[str, Any]:
+    """As pre_prompt.py has left them."""
+    questions: dict[str, Any] = json.loads((HOME / "cookiecutter.json").read_text(encoding="utf-8"))
+    return questions

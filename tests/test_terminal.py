@@ -150,6 +150,9 @@ def test_only_what_matters_is_asked(template: Path, output: Path, config_file: P
     seen = session([*command, "project_slug=hers"], {}, output, env)
     assert seen.returncode == 0, seen.output
     assert "Your name" not in seen.output
+    assert "pytorch_index, author_name (Ada), author_email (ada@example.com). Give them by name:" in one_line(
+        seen.output
+    )
     assert f"[{len(NAMES) - 2}/{len(NAMES) - 2}] {prompt('ci')}" in one_line(seen.output)
     assert '"Ada"' in (output / "hers/pyproject.toml").read_text(encoding="utf-8")
 

@@ -39,6 +39,10 @@ quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 pl.Trainer(accelerator="cpu", max_steps=1, **quiet).fit(task, data)
 counted_K = labels_N.bincount() * task.weights_K
 assert torch.allclose(counted_K, counted_K.mean()) and counted_K.sum().round() == len(labels_N), counted_K
+images, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+losses = torch.nn.functional.cross_entropy(task.eval()(images), labels, reduction="none")
+task.log = lambda *_, **__: None
+assert torch.allclose(task.training_step((images, labels)), (losses * task.weights_K[labels]).sum() / len(labels))
 assert "weights_K" not in task.state_dict()
 """
 ROOT = SOURCE.parent
@@ -98,10 +102,10 @@ def run_tests(folder: Path, tests: str) -> None:
 
 def check_folds(origin: Commands) -> None:
     """Each example is in the test split of one fold; groups stay together; too few of them are one sentence."""
-    file, alone = origin.folder / "src/ml_project/folds.py", "np.arange(len(raw.labels))"
+    file, alone = origin.folder / "src/ml_project/folds.py", "list(range(len(raw.labels)))"
     code = file.read_text(encoding="utf-8")
     for num_groups in (1797, 40):
-        file.write_text(code.replace(alone, f"{alone} % {num_groups}"), encoding="utf-8")
+        file.write_text(code.replace(alone, f"[row % {num_groups} for row in {alone}]"), encoding="utf-8")
         origin.run("python -m ml_project.folds")
         tested: list[int] = []
         for fold in range(5):
@@ -110,9 +114,28 @@ def check_folds(origin: Commands) -> None:
             assert len(set.union(*groups)) == sum(map(len, groups)) == num_groups
             tested += rows["test"].tolist()
         assert sorted(tested) == list(range(1797))
-    file.write_text(code.replace(alone, f"{alone} % 3"), encoding="utf-8")
-    with pytest.raises(AssertionError, match=r"error: 3 groups are too few for 5 folds\. Set a smaller FOLDS\."):
-        origin.run("python -m ml_project.folds")
+    of_its_own = '    raw = replace(raw, predefined_splits={"test": [0]})\n    if raw.predefined_splits:'
+    for changed, sentence in (
+        (
+            code.replace(alone, f"[row % 3 for row in {alone}]"),
+            "3 groups are too few for 5 folds. Set a smaller FOLDS.",
+        ),
+        (
+            code.replace("    if raw.predefined_splits:", of_its_own),
+            "these data have splits of their own (test), which folds would mix. Take others.",
+        ),
+    ):
+        file.write_text(changed, encoding="utf-8")
+        with pytest.raises(AssertionError, match=re.escape(f"error: {sentence}")):
+            origin.run("python -m ml_project.folds")
+    file.write_text(code.replace("FOLDS = 5", "FOLDS = 3"), encoding="utf-8")
+    origin.run("python -m ml_project.folds")
+    assert sorted(fold.name for fold in (origin.folder / "data/folds").iterdir()) == ["0", "1", "2"]
+    sentence = (
+        "data/folds/3/train_images.npy does not exist. Run: python -m ml_project.folds, and take a seed from 0 to 2"
+    )
+    with pytest.raises(AssertionError, match=re.escape(f"error: {sentence}\n")):
+        origin.run("python -m ml_project.train data=folds experiment_name=folds seed=3")
 
 
 def changed_after_freezing(folder: Path) -> set[str]:

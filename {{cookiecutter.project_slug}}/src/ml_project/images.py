@@ -34,7 +34,7 @@ def from_folder(folder: str, size: Sequence[int], grey: bool) -> RawDataset:
     """
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"dataset.size must be height and width, such as [64,64], got {list(size)}.")
-    files, labels, predefined = _find(Path(folder))
+    files, labels, predefined = find_images(Path(folder))
     shape_NCHW = (len(files), 1 if grey else 3, *size)
     if math.prod(shape_NCHW) <= LARGE_BYTES:
         images_NCHW = np.empty(shape_NCHW, np.uint8)
@@ -69,7 +69,7 @@ def read_image(file: Path, shape: Sequence[int]) -> np.ndarray:
     return pixels_CHW
 
 
-def _find(root: Path) -> tuple[list[Path], list[str], dict[str, np.ndarray]]:
+def find_images(root: Path) -> tuple[list[Path], list[str], dict[str, np.ndarray]]:
     """Each image's file and class, and the rows of splits that are there already."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder. Put a folder of images for each class there, or set dataset.folder.")

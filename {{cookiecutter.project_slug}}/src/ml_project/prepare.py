@@ -39,20 +39,21 @@ def prepare(
             f"val_fraction and test_fraction must be > 0, and val_fraction + test_fraction must be < 1, got "
             f"{val_fraction} + {test_fraction}. Leave something to each split, train too."
         )
+    record: dict[str, Any] = {"split_seed": split_seed}
+    prepared = runengine.prepared_folder(folder, record)
     raw = dataset()
     labels, classes = _labels(raw)
     splits = _split(raw, labels, classes, split_seed, {"test": test_fraction, "val": val_fraction})
     images, standardised = _images(raw, splits["train"])
 
-    record = {
-        "split_seed": split_seed,
+    record |= {
         "rows": {name: len(chosen) for name, chosen in splits.items()},
         "classes": classes,
         "num_classes": len(classes),
         "input_shape": list(images.shape[1:]),
         **standardised,
     }
-    with runengine.prepared_folder(folder, record) as new:
+    with prepared as new:
         for name, chosen in splits.items():
             for file, array in zip(files_of(new, name), (images, labels, np.arange(len(labels))), strict=True):
                 _write(file, array, chosen)

@@ -99,6 +99,7 @@ class Program:
             SystemExit: 75 if the run was stopped by a signal, 130 if at once by a second Ctrl-C.
         """
         project.use(self.home)
+        self._refuse_subpackage()
         here, root = Path.cwd(), project.at_hand()
         if root and root != here:  # a notebook's folder stays its own
             with contextlib.chdir(root):
@@ -123,7 +124,7 @@ class Program:
     def _refuse_subpackage(self) -> None:
         """A run's folder names its script in the project's package, where settings and `evaluate` are found again."""
         above, _, below = self.package.partition(".")
-        if below:
+        if below and self.trains:
             name = f"{below.replace('.', '_')}_{self.config_name}"
             raise UserError(
                 f"{self.package}.{self.config_name} is below the project's package, where its runs are not found again."

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,23 @@ from ..settings.files import sha256
 RECORD = "split.json"
 
 
-@contextmanager
-def prepared_folder(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
-    """A new folder to write files into; it takes the place of `folder` when all went well.
+def prepared_folder(folder: Path, record: dict[str, Any]) -> AbstractContextManager[Path]:
+    """A new folder to write files into, by `with`; it takes the place of `folder` when all went well.
 
     Args:
         folder: one that was made so before is replaced as a whole.
-        record: what is to be known of the data; `sha256`, that of each file, is added. It becomes `split.json`.
+        record: what is known of the data at the end; `sha256`, that of each file, is added. It becomes `split.json`.
 
     Raises:
-        UserError: what stands there was not made so.
+        UserError: what stands there was not made so. This call raises it: make it before what takes long.
     """
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
         raise UserError(f"{folder} was not made by prepare, and would be replaced. Choose another folder=...")
+    return _in_place_of(folder, record)
+
+
+@contextmanager
+def _in_place_of(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
         new = Path(temporary) / "new"
