@@ -31,6 +31,7 @@ import yaml
 from conftest import CHOICES, QUESTIONS, Bake, Project
 from cookiecutter.environment import StrictEnvironment
 from test_generation import assert_clean
+from test_terminal import NAMES as ASKED
 
 from ml_template.answers import FREE_TEXT, remote_url, resolve
 
@@ -111,10 +112,11 @@ class Place:
 
     def type_in(self, answers: Answers) -> Project:
         """Generate as a person does, in a process of its own, with all hooks; Enter where there is no answer."""
-        typed = "".join(f"{answers.get(asked, '')}\n" for asked in QUESTIONS if not asked.startswith("_"))
+        typed = "".join(f"{answers.get(asked, '')}\n" for asked in ASKED)
         options = ["--config-file", str(self.config_file), "--output-dir", str(self.output)]
+        by_name = [f"{name}={answer}" for name, answer in answers.items() if name not in ASKED]
         done = subprocess.run(
-            [sys.executable, "-m", "cookiecutter", str(self.template), *options],
+            [sys.executable, "-m", "cookiecutter", str(self.template), *by_name, *options],
             input=typed.encode(),
             cwd=self.cwd,
             stdout=subprocess.PIPE,

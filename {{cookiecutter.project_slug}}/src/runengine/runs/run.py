@@ -162,7 +162,8 @@ class Run:
 
     def test_command(self) -> str:
         """What measures its best checkpoint on the test split."""
-        return f"python -m {self.test_module() or f'{project.current().package}.evaluate'} {self.folder}"
+        evaluate = (self.test_module() or "evaluate").rpartition(".")[2]
+        return f"python -m {self.module().rpartition('.')[0]}.{evaluate} {self.folder}"
 
     def mlflow_id(self) -> str | None:
         """None where MLflow has not answered yet, or the file is damaged."""
