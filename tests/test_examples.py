@@ -313,7 +313,7 @@ def test_its_pages_can_be_followed(example: Example, tmp_path: Path) -> None:
 def test_a_page_on_another_task_goes_the_whole_way(example: Example, page: str, tmp_path: Path) -> None:
     """Checked, tested, and trained into a model whose answers are the run's own."""
     copy = follow_in_a_copy(example, tmp_path, [page])
-    copy.make("check", "test")
+    copy.make("check", "test", "MYPY=--strict")  # what mypy has kept of the strict run above is copied, too
     copy.make("train", "promote", "ARGS=trainer.max_epochs=1")
     said: list[str | bytes] = []
     for model in (), ("--model", f"models:/my_project-{EXPERIMENTS[example.name]}@champion"):
