@@ -212,5 +212,5 @@ def test_a_split_without_examples_is_refused(tmp_path: Path, val: float, test: f
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"was not made by prepare, and would be replaced. Choose another folder=...$"):
-        prepare(tmp_path, digits, split_seed=0, **FRACTIONS)
+        prepare(tmp_path, lambda: pytest.fail("the data were read first"), split_seed=0, **FRACTIONS)
     assert (tmp_path / "thesis.txt").exists()

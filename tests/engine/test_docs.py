@@ -122,7 +122,8 @@ def check_folds(origin: Commands) -> None:
         ),
         (
             code.replace("    if raw.predefined_splits:", of_its_own),
-            "these data have splits of their own (test), which folds would mix. Take others.",
+            "these data have splits of their own (test), which folds would mix. Train on those, or leave "
+            "predefined_splits out of the RawDataset that conf/dataset/ names.",
         ),
     ):
         file.write_text(changed, encoding="utf-8")

@@ -127,6 +127,10 @@ def test_a_script_in_a_subpackage_is_refused_and_works_where_the_sentence_says(f
         "it a script next to the others: src/regression/second_part_train.py with "
         '@runengine.main("second_part_train"), and src/regression/conf/second_part_train.yaml.'
     ) in sentence
+    started = (
+        "from runengine import compose; from regression.second.part.train import train; train.start(compose('train'))"
+    )
+    assert "regression.second.part.train is below the project's package" in project.run("-c", started, expect=1)
     assert not (project.folder / "runs").exists()
     project.write(
         "second_part_train.py", script.replace('runengine.main("train")', 'runengine.main("second_part_train")')
