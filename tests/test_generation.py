@@ -39,7 +39,7 @@ EXAMPLE_FILES = {
     "images": MORE_FILES
     + (
         "docs/folds.md docs/rare-classes.md "
-        "src/PACKAGE/csv_file.py src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py "
+        "src/PACKAGE/datasets.py src/PACKAGE/images.py src/PACKAGE/tables.py "
         "src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/conf/data/digits.yaml "
         "src/PACKAGE/conf/data/fashion_mnist.yaml src/PACKAGE/conf/data/images.yaml src/PACKAGE/conf/data/table.yaml "
         "src/PACKAGE/conf/model/cnn.yaml src/PACKAGE/conf/dataset/digits.yaml "
@@ -48,7 +48,7 @@ EXAMPLE_FILES = {
     ),
     "table": MORE_FILES
     + (
-        "docs/folds.md src/PACKAGE/csv_file.py src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py "
+        "docs/folds.md src/PACKAGE/conf/model/mlp.yaml src/PACKAGE/columns.py "
         "src/PACKAGE/conf/data/csv.yaml src/PACKAGE/conf/data/diabetes.yaml "
         "src/PACKAGE/conf/dataset/csv.yaml src/PACKAGE/conf/dataset/diabetes.yaml src/PACKAGE/conf/model/linear.yaml"
     ),

@@ -21,7 +21,7 @@ from ml_project.datasets import digits
 from ml_project.prepare import prepare
 from ml_project.train import build_data
 from runengine import UserError, compose
-from runengine.data import arrays, loader
+from runengine.data import arrays, loader, prepared
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.2}
@@ -155,9 +155,8 @@ def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: Imag
     with pytest.raises(UserError) as error:
         data.split("val")
     assert str(error.value) == (
-        f"data.input_shape is [9, 9, 9] and data.num_classes {data.num_classes}, but the examples in "
-        f"data/processed are {shape}, of {data.num_classes} classes. A run wants the data it was trained "
-        "on; a new one has to type neither: let conf/data/ say ${prepared:input_shape} and ${prepared:num_classes}."
+        f"data.input_shape is [9, 9, 9], but for data/processed it must be {shape}. A run wants the data it was "
+        "trained on; a new one has to type nothing: let conf/data/ say ${prepared:input_shape}."
     )
 
 
@@ -172,7 +171,7 @@ def test_large_data_stay_on_the_disk(
     data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_memory = list(data.train_dataloader())
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(prepared, "LARGE_BYTES", 1000)
     monkeypatch.setattr(loader, "allowed_cores", lambda: (3, "this machine"))
     data.splits.clear()
     split = data.split("train")  # for processes that do not inherit what is mapped
@@ -191,7 +190,7 @@ def test_large_data_stay_on_the_disk(
 
 
 def test_a_large_file_that_was_cut_is_found(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(prepared, "LARGE_BYTES", 1000)
     file = data.folder / "val_images.npy"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"^data/processed/val_images.npy is damaged: it is no array, or was cut. "):

@@ -23,6 +23,7 @@ from pages import Commands, follow
 from runengine import Run, compose
 from runengine.machine import doctor
 from runengine.settings import project
+from runengine.settings.comments import read_option
 from runengine.settings.config import flatten
 
 SPLITS = ("train", "val", "test")
@@ -132,9 +133,7 @@ def check_folds(origin: Commands) -> None:
     file.write_text(code.replace("FOLDS = 5", "FOLDS = 3"), encoding="utf-8")
     origin.run("python -m ml_project.folds")
     assert sorted(fold.name for fold in (origin.folder / "data/folds").iterdir()) == ["0", "1", "2"]
-    sentence = (
-        "data/folds/3/train_images.npy does not exist. Run: python -m ml_project.folds, and take a seed from 0 to 2"
-    )
+    sentence = "data/folds/3/train_images.npy does not exist: data/folds holds 0, 1, 2. Run: python -m ml_project.folds"
     with pytest.raises(AssertionError, match=re.escape(f"error: {sentence}\n")):
         origin.run("python -m ml_project.train data=folds experiment_name=folds seed=3")
 
@@ -228,7 +227,7 @@ def test_the_reference_has_what_the_engine_offers_and_nothing_else_of_it() -> No
 def test_a_comment_stays_text(comment: str, shown: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(f"# what it is\na: 1{'  # ' if comment else ''}{comment}\n", encoding="utf-8")
-    option = reference.read_option(file, "mine.")
+    option = read_option(file, "mine")
     assert option.about == ["what it is"]
     assert f"| `mine.a` | `1` | an integer | {shown} |" in reference.table(option.settings)[0]
 
@@ -236,9 +235,9 @@ def test_a_comment_stays_text(comment: str, shown: str, tmp_path: Path) -> None:
 def test_a_file_of_settings_may_be_empty_and_a_setting_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("# nothing yet\n", encoding="utf-8")
-    assert reference.read_option(file, "mine.") == (["nothing yet"], "", "", [])
+    assert read_option(file, "mine") == (["nothing yet"], "", "", [])
     file.write_text("a:  # not set\nb:\n  # first\n  c: [1, 2]  # second\n", encoding="utf-8")
-    rows = reference.read_option(file, "mine.").settings
+    rows = read_option(file, "mine").settings
     assert [(row.key, row.default, row.comment) for row in rows] == [
         ("mine.a", "", "not set"),
         ("mine.b.c", "[1, 2]", "first second"),

@@ -72,7 +72,7 @@ def test_what_is_typed_in_a_subfolder_happens_in_the_root(here: Path, command: C
 
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(here / "notebooks/new.png")
     said = command("src/ml_project", "ml_project.predict", "../../notebooks/new.png", "--output", "answers.csv")
-    assert said == "wrote src/ml_project/answers.csv: 1 images\n"
+    assert said == "wrote src/ml_project/answers.csv: 1 rows\n"
     assert everything(package) - modules == {"answers.csv"}
     assert (package / "answers.csv").read_text().splitlines()[1].startswith("notebooks/new.png,0,")
 

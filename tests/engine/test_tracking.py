@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runengine
 import torch
 from conftest import SOURCE, weights
 from ml_project import tables
 from ml_project.evaluate import evaluate, per_class
-from ml_project.predict import load, predict, write
+from ml_project.predict import load, predict
 from ml_project.prepare import prepare
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -483,14 +484,14 @@ def test_a_folder_of_images_becomes_a_table(run_training: Train, capsys: pytest.
     answers = predict(model, [Path("photos")])
     assert [Path(file).as_posix() for file in answers["file"]] == ["photos/a.PNG", "photos/b/1.jpg", "photos/b/2.png"]
     for name, read in (("table.csv", pd.read_csv), ("table.parquet", pd.read_parquet)):
-        write(answers, Path(name))
+        runengine.write_table(answers, Path(name))
         pd.testing.assert_frame_equal(read(name).astype(answers.dtypes), answers)
     capsys.readouterr()
-    write(answers, None)
+    runengine.write_table(answers, None)
     printed = capsys.readouterr().out.split("\n")
     first = answers.iloc[0]
     assert printed[:1] == ["file,index,label,class,probability"]
-    assert printed[1] == f"{first['file']},0,{first['label']},{first['class']},{first['probability']:.4f}"
+    assert printed[1] == f"{first['file']},0,{first['label']},{first['class']},{first['probability']:.6g}"
     assert printed[4:] == [""]
     Path("empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no images \(.*\.png"):

@@ -5,7 +5,6 @@ Legend: N images of a split, B of a batch, C channels, H W pixels. Of a table, e
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import runengine
-from runengine import UserError
 
-from .prepare import command_for, files_of
+from .prepare import files_of
 
 log = logging.getLogger(__name__)
 
@@ -109,32 +107,6 @@ class ImageData(pl.LightningDataModule):
 
     def _read(self, name: str) -> ImageSplit:
         images_file, labels_file, _ = files_of(self.folder, name)
-        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder, damaged=True)}"
-        for needed in (images_file, labels_file, record_file):
-            if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
-        try:
-            record = json.loads(record_file.read_text(encoding="utf-8"))
-            checksums = {file: record["sha256"][file.name] for file in (images_file, labels_file)}
-            num_classes = len(record["classes"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{record_file.as_posix()} is damaged. {again}") from None
-        try:
-            images = runengine.StoredArray(images_file)
-            labels = torch.from_numpy(np.load(labels_file, allow_pickle=False))
-        except (ValueError, EOFError):
-            raise UserError(f"{images_file.as_posix()} is damaged: it is no array, or was cut. {again}") from None
-        if images.on_disk:
-            del checksums[images_file]  # only its length was looked at: to read all of it takes minutes
-        for file, checksum in checksums.items():
-            if runengine.sha256(file) != checksum:
-                raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in split.json. {again}")
-        shape = tuple(images.rows.shape[1:])
-        if (shape, num_classes) != (self.input_shape, self.num_classes):
-            raise UserError(
-                f"data.input_shape is {list(self.input_shape)} and data.num_classes {self.num_classes}, but the "
-                f"examples in {self.folder.as_posix()} are {list(shape)}, of {num_classes} classes. "
-                "A run wants the data it was trained on; a new one has to type neither: let conf/data/ say "
-                "${prepared:input_shape} and ${prepared:num_classes}."
-            )
-        return ImageSplit(images, labels)
+        settings = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+        runengine.read_prepared(self.folder, [images_file, labels_file], **settings)
+        return ImageSplit(runengine.StoredArray(images_file), torch.from_numpy(np.load(labels_file)))

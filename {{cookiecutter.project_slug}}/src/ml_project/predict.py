@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,22 +49,16 @@ def load(name: str | None) -> Model:
         served = runengine.load_model(name)
         _, *input_shape = served.metadata.signature.inputs.inputs[0].shape
         return Model(served.predict, tuple(input_shape), served.metadata.metadata or {})
-    checkpoint = Path(name) if name and name.endswith(".ckpt") else None
-    if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
     import torch
 
-    run = Run(checkpoint.parent.parent) if checkpoint else runengine.find(name)
-    cfg, task, _ = runengine.load(run)
-    if checkpoint:
-        runengine.load_weights(task, checkpoint)
+    cfg, task, _ = runengine.load(name)
 
     def probabilities(images_NCHW: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             answers: np.ndarray = task(torch.from_numpy(images_NCHW)).softmax(dim=1).numpy()
         return answers
 
-    return Model(probabilities, tuple(cfg.data.input_shape), runengine.read_data(run))
+    return Model(probabilities, tuple(cfg.data.input_shape), runengine.read_data(name))
 
 
 def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
@@ -142,16 +135,6 @@ def export(run: Run) -> None:
     runengine.save_model(run, torch.nn.Sequential(task.model, torch.nn.Softmax(dim=1)), images_NCHW, kept)
 
 
-def write(answers: pd.DataFrame, file: Path | None) -> None:
-    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there complete or not at all."""
-    if file is None:
-        print(answers.to_csv(index=False, float_format="%.4f", lineterminator="\n"), end="")
-        return
-    with runengine.atomic_file(file) as new:
-        answers.to_parquet(new, index=False) if file.suffix == ".parquet" else answers.to_csv(new, index=False)
-    print(f"wrote {file}: {len(answers)} images", file=sys.stderr)
-
-
 def _expand(files: Sequence[Path]) -> Iterator[Path]:
     """A folder stands for the images in it, at any depth."""
     for file in files:
@@ -166,13 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=summary)
     parser.add_argument("files", nargs="+", type=Path, help="images, folders of images, or arrays as .npy or .npz")
     parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
-    parser.add_argument("--output", type=runengine.typed_path, help="a .csv or .parquet file, else standard output")
+    parser.add_argument("--output", type=runengine.typed_table, help="a .csv or .parquet file, else standard output")
     arguments = parser.parse_args()
-    if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise UserError(f"--output: the folder {arguments.output.parent} does not exist. Make it, or name another.")
-    write(predict(load(arguments.model), arguments.files), arguments.output)
+    runengine.write_table(predict(load(arguments.model), arguments.files), arguments.output)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,6 @@ def files_of(folder: Path, split: str) -> list[Path]:
     return [folder / f"{split}_{kind}.npy" for kind in ("images", "labels", "rows")]
 
 
-def command_for(folder: Path, *, damaged: bool = False) -> str:
-    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
-    if folder.name in runengine.choices("dataset"):
-        return f"python -m {__package__}.prepare dataset={folder.name}"
-    return "make data FORCE=1" if damaged else "make data"
-
-
 def _labels(raw: RawDataset) -> tuple[np.ndarray, list[str]]:
     """The labels as 0, 1, ... (int64, N), and the names of the classes."""
     if raw.images.ndim != (2 if raw.features else 4) or len(raw.images) != len(raw.labels) or not len(raw.labels):

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runengine import UserError, listed
+from runengine import UserError, is_missing, listed, read_csv
 
-from .csv_file import MISSING, read_csv
 from .datasets import RawDataset, others
 
 if TYPE_CHECKING:  # a training does without
@@ -99,7 +98,7 @@ def _number(text: str) -> float:
 
 
 def _refuse_missing(file: str | Path, texts: pd.DataFrame) -> None:
-    missing = np.argwhere(texts.map(lambda text: text.strip().lower() in MISSING))
+    missing = np.argwhere(texts.map(is_missing))
     for row, column in missing[:1]:
         raise UserError(
             f"{file}, row {texts.index[row]}, column {texts.columns[column]!r}: the value is missing"

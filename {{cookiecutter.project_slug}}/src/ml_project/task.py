@@ -55,18 +55,8 @@ class ImageClassifier(pl.LightningModule):
             validate_args=False,  # its checks wait for the GPU in each step
         )
         self.val_accuracy, self.test_accuracy = self.train_accuracy.clone(), self.train_accuracy.clone()
-        self.sharded = False
         self.test_labels_B: list[Tensor] = []
         self.test_logits_BK: list[Tensor] = []
-
-    def configure_model(self) -> None:
-        """Share the parameters out, where the trainer says so (trainer=fsdp)."""
-        mesh = self.device_mesh
-        if mesh is not None and not self.sharded:
-            from torch.distributed.fsdp import fully_shard
-
-            fully_shard(self.model, mesh=mesh["data_parallel"])
-            self.sharded = True
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, B K."""

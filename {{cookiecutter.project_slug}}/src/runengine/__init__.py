@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from .data.loader import loader as loader
     from .data.loader import suggested_workers as suggested_workers
     from .data.prepared import prepared_folder as prepared_folder
+    from .data.prepared import read_prepared as read_prepared
     from .data.prepared import train_command as train_command
+    from .data.table_files import is_missing as is_missing
+    from .data.table_files import read_csv as read_csv
+    from .data.table_files import typed_table as typed_table
+    from .data.table_files import write_table as write_table
     from .program import build_all as build_all
     from .program import main as main
     from .runs.find import find as find
@@ -46,7 +51,9 @@ HOMES = {
     "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
     "UserError": "settings.errors", "friendly_errors": "settings.errors", "listed": "settings.console",
     "atomic_file": "settings.files", "atomic_write": "settings.files", "sha256": "settings.files",
-    "prepared_folder": "data.prepared", "train_command": "data.prepared",
+    "prepared_folder": "data.prepared", "read_prepared": "data.prepared", "train_command": "data.prepared",
+    "read_csv": "data.table_files", "is_missing": "data.table_files",
+    "typed_table": "data.table_files", "write_table": "data.table_files",
     "StoredArray": "data.arrays", "download": "data.download",
     "loader": "data.loader", "suggested_workers": "data.loader",
     "save_model": "tracking.export", "load_model": "tracking.registry", "save_test_metrics": "tracking.results",

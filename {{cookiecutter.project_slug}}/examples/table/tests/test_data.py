@@ -11,10 +11,9 @@ import pytest
 import torch
 from conftest import prepare_as_configured
 
-from runengine import UserError
+from runengine import UserError, read_csv
 
 from ml_project.columns import find_categories, measure, to_rows
-from ml_project.csv_file import read_csv
 from ml_project.data import Encode, TableData
 from ml_project.prepare import SPLITS, files_of
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE_BYTES = 1 << 30  # arrays beyond stay on the disk
+from ..settings.errors import UserError
+from . import prepared
 
 
 class StoredArray:
@@ -21,14 +22,17 @@ class StoredArray:
         file: written by `numpy.save`.
 
     Raises:
-        ValueError: it is no such file, or was cut.
+        UserError: it is no such file, or was cut.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.on_disk = file.stat().st_size > LARGE_BYTES
-        # copy on write: PyTorch wants to be able to change what it is given
-        array = np.load(file, mmap_mode="c" if self.on_disk else None, allow_pickle=False)
+        self.on_disk = file.stat().st_size > prepared.LARGE_BYTES
+        try:  # copy on write: PyTorch wants to be able to change what it is given
+            array = np.load(file, mmap_mode="c" if self.on_disk else None, allow_pickle=False)
+        except (ValueError, EOFError):
+            again = prepared.prepare_command(file.parent, damaged=True)
+            raise UserError(f"{file.as_posix()} is damaged: it is no array, or was cut. Run: {again}") from None
         self.rows = torch.from_numpy(array)
         self.ahead: mmap.mmap | None = None
         if self.on_disk and hasattr(mmap, "MADV_WILLNEED"):  # not on Windows

@@ -1,21 +1,23 @@
-"""Data that `prepare` has written: a folder that is complete or not there, and the command that trains on it."""
+"""Data that `prepare` has written: a folder that is complete or not there, how it is read, and what trains on it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..settings import project
 from ..settings.config import compose
+from ..settings.console import listed
 from ..settings.errors import UserError
 from ..settings.files import sha256
 
 RECORD = "split.json"
+LARGE_BYTES = 1 << 30  # files beyond stay on the disk; to compare all of them takes minutes
 
 
 def prepared_folder(folder: Path, record: dict[str, Any]) -> AbstractContextManager[Path]:
@@ -45,6 +47,62 @@ def _in_place_of(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
         if folder.exists():
             shutil.move(folder, Path(temporary) / "old")
         new.replace(folder)
+
+
+def read_prepared(folder: Path, files: Sequence[Path], **settings: Any) -> dict[str, Any]:
+    """What `prepare` wrote down in `split.json`, after a look at what is wanted: is it as it was written?
+
+    Args:
+        folder: of prepared data.
+        files: in it. One of more than 1 GiB is not compared: `StoredArray` sees whether it was cut.
+        settings: those of `data` that must be what was written down, by their names, such as num_features=10.
+
+    Raises:
+        UserError: a file is absent or damaged, or the settings are those of other data.
+    """
+    record_file, again = folder / RECORD, f"Run: {prepare_command(folder, damaged=True)}"
+    for file in (*files, record_file):
+        if not file.is_file():
+            raise UserError(f"{file.as_posix()} does not exist{_others(folder)}. Run: {prepare_command(folder)}")
+    try:
+        record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
+        checksums = {file: record["sha256"][file.name] for file in files}
+        wanted = {name: record[name] for name in settings}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record_file.as_posix()} is damaged. {again}") from None
+    for file, checksum in checksums.items():
+        if file.stat().st_size <= LARGE_BYTES and sha256(file) != checksum:
+            raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in {RECORD}. {again}")
+    for name, value in settings.items():
+        if value != wanted[name]:
+            raise UserError(
+                f"data.{name} is {value}, but for {folder.as_posix()} it must be {wanted[name]}. A run wants the data "
+                "it was trained on; a new one has to type nothing: let conf/data/ say ${prepared:" + name + "}."
+            )
+    return record
+
+
+def prepare_command(folder: Path, *, damaged: bool = False) -> str:
+    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
+    owner = project.current()
+    if folder.name in project.choices("dataset"):
+        return f"python -m {owner.package}.prepare dataset={folder.name}"
+    if _is_numbered(folder):
+        return f"python -m {owner.package}.{folder.parent.name}"
+    return "make data FORCE=1" if damaged else "make data"
+
+
+def _is_numbered(folder: Path) -> bool:
+    """Is it one of several that a script of this name writes, such as data/folds/3 by folds.py?"""
+    return folder.name.isdigit() and (project.current().folder / f"{folder.parent.name}.py").is_file()
+
+
+def _others(folder: Path) -> str:
+    """The script may have been told to write fewer of them."""
+    if folder.exists() or not _is_numbered(folder):
+        return ""
+    there = sorted(int(file.parent.name) for file in folder.parent.glob(f"[0-9]*/{RECORD}"))
+    return f": {folder.parent.as_posix()} holds {listed(list(map(str, there)), 20) or 'nothing'}"
 
 
 def train_command(dataset: str, folder: str) -> str:

@@ -48,6 +48,23 @@ def find(folder: str | None) -> Run:
     return run
 
 
+def find_checkpoint(name: Run | Path | str | None) -> tuple[Run, Path]:
+    """The run of this name, and its best checkpoint; or that of a checkpoint, and this one.
+
+    Raises:
+        UserError: as `find`; or there is no such checkpoint.
+    """
+    if isinstance(name, Run):
+        return name, name.best
+    if name is None or not str(name).endswith(".ckpt"):
+        run = find(str(name) if name else None)
+        return run, run.best
+    file = Path(name) if Path(name).exists() else project.from_root(Path(name))
+    if not file.is_file():
+        raise UserError(f"{name} does not exist. Give a checkpoint, the folder of a run, or models:/...")
+    return find(str(file.parent.parent)), file
+
+
 def named(name: str, runs: list[Run]) -> Run:
     """The run that `@...` means among these, of which the newest stands last.
 

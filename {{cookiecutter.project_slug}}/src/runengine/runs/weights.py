@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..compat import import_torchmetrics
 from ..settings.console import listed
 from ..settings.errors import UserError
-from .find import find
+from .find import find_checkpoint
 from .run import Run, load_config
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ class Trained(NamedTuple):
     data: Any  # of the owner's class of LightningDataModule
 
 
-def load(run: Run | Path | str) -> Trained:
+def load(run: Run | Path | str | None) -> Trained:
     """What the run has trained, built by `build_task(cfg)` and `build_data(cfg)` of its training script.
 
     Args:
-        run: or its folder, also as it is named from the project's root on.
+        run: or what `find` takes, such as its folder; or a checkpoint in its folder, whose weights are taken then.
 
     Raises:
         UserError: the run is damaged, or its script or model is another by now.
     """
-    run = run if isinstance(run, Run) else find(str(run))
+    run, checkpoint = find_checkpoint(run)
     import_torchmetrics()
     cfg, script = load_config(run, complete=True), run.script()
     absent = [name for name in ("build_task", "build_data") if not hasattr(script, name)]
@@ -44,7 +44,7 @@ def load(run: Run | Path | str) -> Trained:
             f"{run.module()} has no function {absent[0]}(cfg), by which {run.folder} could be loaded. Add it there."
         )
     task: pl.LightningModule = script.build_task(cfg)
-    load_weights(task, run.best)
+    load_weights(task, checkpoint)
     data: pl.LightningDataModule = script.build_data(cfg)
     return Trained(cfg, task.eval(), data)
 

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ..runs.run import Run
 from ..settings import process
@@ -39,6 +41,7 @@ def trainer_options(
     _check_names(options)
     _check_devices(options["accelerator"], options["devices"])
     precision, choices = _take_of_device(options, task)
+    _share_out(task, options["strategy"])
     profiler = PROFILERS.get(str(options["profiler"]))
     return {
         **options,
@@ -71,6 +74,27 @@ def evaluation_trainer() -> pl.Trainer:
         enable_checkpointing=False,
         plugins=[alone],
     )
+
+
+def _share_out(task: pl.LightningModule, strategy: Any) -> None:
+    """trainer=fsdp for a task that does not say how: each of its modules is shared out as a whole."""
+    if not isinstance(strategy, ModelParallelStrategy) or is_overridden("configure_model", task):
+        return
+    if any(True for _ in task.parameters(recurse=False)):
+        raise UserError(
+            "this task has parameters outside of its modules, which trainer=fsdp cannot share out. Move them into a "
+            "module, or write configure_model as in Lightning's documentation on ModelParallelStrategy."
+        )
+
+    def configure_model() -> None:  # Lightning calls it before each stage
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        assert task.device_mesh is not None
+        for module in task.children():
+            if any(True for _ in module.parameters()) and not isinstance(module, FSDPModule):
+                fully_shard(module, mesh=task.device_mesh["data_parallel"])
+
+    task.configure_model = configure_model  # type: ignore[method-assign]
 
 
 def _check_names(options: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Legend: N rows of a split, B of a batch, F features.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import runengine
-from runengine import UserError
 
 Batch = tuple[Tensor, Tensor]  # features_BF, targets_B; float32
 
@@ -41,11 +39,8 @@ class Data(pl.LightningDataModule):
 
     def split(self, name: str) -> TensorDataset:
         """The split `train`, `val` or `test`."""
-        file, record = self.folder / f"{name}.npy", self.folder / "split.json"
-        if not (file.is_file() and record.is_file()):
-            raise UserError(f"{file.as_posix()} does not exist. Run: make data")
-        if runengine.sha256(file) != json.loads(record.read_text(encoding="utf-8"))["sha256"][file.name]:
-            raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is another. Run: make data FORCE=1")
+        file = self.folder / f"{name}.npy"
+        runengine.read_prepared(self.folder, [file], num_features=self.num_features)
         rows_N = torch.from_numpy(np.load(file, allow_pickle=False))
         return TensorDataset(rows_N[:, :-1], rows_N[:, -1])
 

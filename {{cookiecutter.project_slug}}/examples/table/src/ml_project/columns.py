@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runengine import UserError, listed
-
-from .csv_file import MISSING
+from runengine import UserError, is_missing, listed
 
 if TYPE_CHECKING:  # a training does without
     import pandas as pd
@@ -115,7 +113,7 @@ def _values(
 
 
 def _is_missing(texts: pd.Series) -> pd.Series:
-    return texts.map(lambda text: text.lower() in MISSING).astype(bool)
+    return texts.map(is_missing).astype(bool)
 
 
 def _number(text: str) -> float:

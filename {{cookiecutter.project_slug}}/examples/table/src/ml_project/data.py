@@ -5,7 +5,6 @@ Legend: N rows of a split, B of a batch, C columns of the table, F features: wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import runengine
-from runengine import UserError
 
-from .prepare import command_for, files_of, num_features
+from .prepare import files_of
 
 Batch = tuple[Tensor, Tensor]  # features_BF float32, scaled targets_B float32
 NUMBER, MISSING = -1.0, -2.0  # in the place of a category's code
@@ -102,26 +100,8 @@ class TableData(pl.LightningDataModule):
         return runengine.loader(self.split("test"), self.batch_size, self.trainer, seed=self.seed, shuffle=False)
 
     def _read(self, name: str) -> TensorDataset:
-        record_file, again = self.folder / "split.json", f"Run: {command_for(self.folder, damaged=True)}"
         files = files_of(self.folder, name)[:2]
-        for needed in (*files, record_file):
-            if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
-        try:
-            self.record = json.loads(record_file.read_text(encoding="utf-8"))
-            checksums = {file: self.record["sha256"][file.name] for file in files}
-            wanted, encode = num_features(self.record), Encode(self.record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{record_file.as_posix()} is damaged. {again}") from None
-        for file, checksum in checksums.items():
-            if runengine.sha256(file) != checksum:
-                raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in split.json. {again}")
-        if wanted != self.num_features:
-            raise UserError(
-                f"data.num_features is {self.num_features}, but a row in {self.folder.as_posix()} becomes {wanted} "
-                "numbers. A run wants the data it was trained on; a new one has to type nothing: let conf/data/ say "
-                "${prepared:num_features}."
-            )
+        self.record = runengine.read_prepared(self.folder, files, num_features=self.num_features)
         rows_NC, targets_N = (torch.from_numpy(np.load(file, allow_pickle=False)) for file in files)
         mean, std = self.target_scale
-        return TensorDataset(encode(rows_NC), ((targets_N - mean) / std).float())
+        return TensorDataset(Encode(self.record)(rows_NC), ((targets_N - mean) / std).float())

@@ -12,7 +12,6 @@ Legend: N rows, C columns that the model looks at.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,10 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import runengine
-from runengine import Run, UserError
+from runengine import Run, UserError, read_csv
 
 from .columns import to_rows
-from .csv_file import read_csv
 
 if TYPE_CHECKING:  # a training does without
     import pandas as pd
@@ -44,16 +42,10 @@ def load(name: str | None) -> Model:
     if name and name.startswith(("models:/", "runs:/")):
         served = runengine.load_model(name)
         return Model(served.predict, served.metadata.metadata or {})
-    checkpoint = Path(name) if name and name.endswith(".ckpt") else None
-    if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
     import torch
 
-    run = Run(checkpoint.parent.parent) if checkpoint else runengine.find(name)
-    _, task, _ = runengine.load(run)
-    if checkpoint:
-        runengine.load_weights(task, checkpoint)
-    record = runengine.read_data(run)
+    _, task, _ = runengine.load(name)
+    record = runengine.read_data(name)
     model = complete(task.model, record)
 
     def answers(rows_NC: np.ndarray) -> np.ndarray:
@@ -114,28 +106,14 @@ def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def write(answers: pd.DataFrame, file: Path | None) -> None:
-    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there complete or not at all."""
-    if file is None:
-        print(answers.to_csv(index=False, float_format="%.6g", lineterminator="\n"), end="")
-        return
-    with runengine.atomic_file(file) as new:
-        answers.to_parquet(new, index=False) if file.suffix == ".parquet" else answers.to_csv(new, index=False)
-    print(f"wrote {file}: {len(answers)} rows", file=sys.stderr)
-
-
 def main() -> None:
     summary = "Predict the target for new rows with a trained model."
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.predict", description=summary)
     parser.add_argument("files", nargs="+", type=Path, help="CSV files with a line of names")
     parser.add_argument("--model", help="a run's folder, a checkpoint, or models:/...; without it the newest run")
-    parser.add_argument("--output", type=runengine.typed_path, help="a .csv or .parquet file, else standard output")
+    parser.add_argument("--output", type=runengine.typed_table, help="a .csv or .parquet file, else standard output")
     arguments = parser.parse_args()
-    if arguments.output and arguments.output.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output must end with .csv or .parquet, got {arguments.output}.")
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise UserError(f"--output: the folder {arguments.output.parent} does not exist. Make it, or name another.")
-    write(predict(load(arguments.model), arguments.files), arguments.output)
+    runengine.write_table(predict(load(arguments.model), arguments.files), arguments.output)
 
 
 if __name__ == "__main__":

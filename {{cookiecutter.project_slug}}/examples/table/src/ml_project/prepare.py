@@ -23,10 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import runengine
-from runengine import UserError, listed
+from runengine import UserError, listed, read_csv
 
 from .columns import find_categories, measure, to_numbers, to_rows
-from .csv_file import read_csv
 
 SPLITS = ("train", "val", "test")
 
@@ -92,13 +91,6 @@ def prepare(
 def files_of(folder: Path, split: str) -> list[Path]:
     """Rows, targets and places of a split."""
     return [folder / f"{split}_{kind}.npy" for kind in ("rows", "targets", "places")]
-
-
-def command_for(folder: Path, *, damaged: bool = False) -> str:
-    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
-    if folder.name in runengine.choices("dataset"):
-        return f"python -m {__package__}.prepare dataset={folder.name}"
-    return "make data FORCE=1" if damaged else "make data"
 
 
 def num_features(columns: dict[str, Any]) -> int:

@@ -53,21 +53,11 @@ class Regressor(pl.LightningModule):
         self.val_scaled, self.val_unscaled = scaled.clone("val/"), unscaled.clone("val/")
         self.test_scaled, self.test_unscaled = scaled.clone("test/"), unscaled.clone("test/")
         self.target_mean, self.target_std = 0.0, 1.0  # those of the data
-        self.sharded = False
         self.test_targets_B: list[Tensor] = []
         self.test_answers_B: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         self.target_mean, self.target_std = self.trainer.datamodule.target_scale  # type: ignore[attr-defined]
-
-    def configure_model(self) -> None:
-        """Share the parameters out, where the trainer says so (trainer=fsdp)."""
-        mesh = self.device_mesh
-        if mesh is not None and not self.sharded:
-            from torch.distributed.fsdp import fully_shard
-
-            fully_shard(self.model, mesh=mesh["data_parallel"])
-            self.sharded = True
 
     def forward(self, features_BF: Tensor) -> Tensor:
         """Scaled answers, float32, B."""

@@ -5,10 +5,8 @@ Legend: N windows of a split, B of a batch, T tokens of a window, K different to
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,8 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import runengine
 from runengine import UserError
-
-from .prepare import command_for
 
 Batch = tuple[Tensor, Tensor]  # tokens_BT, and the token after each; int64
 NOTHING = -1  # in the place of a token after the end of the text
@@ -71,24 +67,8 @@ class TextData(pl.LightningDataModule):
         return runengine.loader(self.split("test"), self.batch_size, self.trainer, seed=self.seed, shuffle=False)
 
     def _read(self, name: str) -> Tensor:
-        file, record_file = self.folder / f"{name}.npy", self.folder / "split.json"
-        again = f"Run: {command_for(self.folder, damaged=True)}"
-        for needed in (file, record_file):
-            if not needed.is_file():
-                raise UserError(f"{needed.as_posix()} does not exist. Run: {command_for(self.folder)}")
-        try:
-            record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
-            num_tokens, checksum = len(record["vocabulary"]), record["sha256"][file.name]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{record_file.as_posix()} is damaged. {again}") from None
-        if runengine.sha256(file) != checksum:
-            raise UserError(f"{file.as_posix()} is damaged: its SHA-256 is not the one in split.json. {again}")
-        if num_tokens != self.num_tokens:
-            raise UserError(
-                f"data.num_tokens is {self.num_tokens}, but {self.folder.as_posix()} has {num_tokens} different "
-                "characters. A run wants the data it was trained on; a new one has to type nothing: let conf/data/ say "
-                "${prepared:num_tokens}."
-            )
+        file = self.folder / f"{name}.npy"
+        runengine.read_prepared(self.folder, [file], num_tokens=self.num_tokens)
         tokens = torch.from_numpy(np.load(file, allow_pickle=False))
         if len(tokens) <= self.context:
             raise UserError(

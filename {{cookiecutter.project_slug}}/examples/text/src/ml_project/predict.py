@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,16 +43,10 @@ def load(name: str | None) -> Model:
         if not known.keys() >= {"vocabulary", "context"}:
             raise UserError(f"{name} does not say which characters it knows. Give a model of this project.")
         return Model(served.predict, known["vocabulary"], known["context"])
-    checkpoint = Path(name) if name and name.endswith(".ckpt") else None
-    if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{checkpoint} does not exist. Give a checkpoint, the folder of a run, or models:/...")
     import torch
 
-    run = Run(checkpoint.parent.parent) if checkpoint else runengine.find(name)
-    cfg, task, _ = runengine.load(run)
-    if checkpoint:
-        runengine.load_weights(task, checkpoint)
-    vocabulary = runengine.read_data(run)["vocabulary"]
+    cfg, task, _ = runengine.load(name)
+    vocabulary = runengine.read_data(name)["vocabulary"]
     model = complete(task.model, len(vocabulary))
 
     def probabilities(tokens_NT: np.ndarray) -> np.ndarray:

@@ -82,13 +82,6 @@ def to_tokens(text: str, vocabulary: list[str]) -> np.ndarray:
     return tokens_N.astype(np.int64)
 
 
-def command_for(folder: Path, *, damaged: bool = False) -> str:
-    """What has to be typed to have this folder; where it is damaged, DVC must not take it from its cache again."""
-    if folder.name in runengine.choices("dataset"):
-        return f"python -m {__package__}.prepare dataset={folder.name}"
-    return "make data FORCE=1" if damaged else "make data"
-
-
 def to_text(tokens: Iterable[int], vocabulary: list[str]) -> str:
     return "".join(vocabulary[token] for token in tokens)
 

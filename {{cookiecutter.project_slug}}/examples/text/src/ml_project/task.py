@@ -44,17 +44,7 @@ class LanguageModel(pl.LightningModule):
         # means over all tokens of an epoch, on all devices, in nats
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN is to be seen
         self.val_loss, self.test_loss = self.train_loss.clone(), self.train_loss.clone()
-        self.sharded = False
         self.test_losses_BT: list[Tensor] = []
-
-    def configure_model(self) -> None:
-        """Share the parameters out, where the trainer says so (trainer=fsdp)."""
-        mesh = self.device_mesh
-        if mesh is not None and not self.sharded:
-            from torch.distributed.fsdp import fully_shard
-
-            fully_shard(self.model, mesh=mesh["data_parallel"])
-            self.sharded = True
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits, B T K: for each place the scores of the token after it."""

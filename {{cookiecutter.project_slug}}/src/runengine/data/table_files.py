@@ -1,15 +1,20 @@
-"""Reads a CSV file strictly: a line of names, then one row an example. What is not clear is refused, with its place."""
+"""Tables in files: a CSV file is read strictly, and what is not clear is refused with its place; answers are written."""
 
 from __future__ import annotations
 
 import io
 import re
+import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runengine import UserError, listed
+from ..settings.console import listed
+from ..settings.errors import UserError
+from ..settings.files import atomic_file
+from ..settings.start import typed_path
 
 if TYPE_CHECKING:  # a training does without
     import pandas as pd
@@ -19,7 +24,17 @@ AS_IT_STANDS = {"header": None, "dtype": object, "na_filter": False, "skip_blank
 
 
 def read_csv(file: Path) -> pd.DataFrame:
-    """Every value as text; the index has the numbers of a spreadsheet's rows: the names of the columns are row 1."""
+    """A line of names, then one row an example; every value as text.
+
+    Args:
+        file: in UTF-8, separated by commas, semicolons or tabs.
+
+    Returns:
+        The index has the numbers of a spreadsheet's rows: the names of the columns are row 1.
+
+    Raises:
+        UserError: names the row, if one is longer or shorter than the others.
+    """
     import pandas as pd
 
     if not file.is_file():
@@ -57,3 +72,32 @@ def read_csv(file: Path) -> pd.DataFrame:
 
 def _of_another_length(file: Path, row: int, found: int, wanted: int) -> UserError:
     return UserError(f"{file}, row {row}: {found} values for {wanted} columns. Fix this row.")
+
+
+def is_missing(text: str) -> bool:
+    """Does this stand for a value that is not known: an empty one, `NA`, `nan`, `none`, `null` or `?`?"""
+    return text.strip().lower() in MISSING
+
+
+def typed_table(text: str) -> Path:
+    """The path of a table to be written, in the folder where the command was typed; for argparse, as `type=`.
+
+    Raises:
+        ArgumentTypeError: it would be of another kind, or in a folder that is not there.
+    """
+    file = typed_path(text)
+    if file.suffix not in (".csv", ".parquet"):
+        raise ArgumentTypeError(f"it must end with .csv or .parquet, got {file}.")
+    if not file.parent.is_dir():
+        raise ArgumentTypeError(f"the folder {file.parent} does not exist. Make it, or name another.")
+    return file
+
+
+def write_table(table: pd.DataFrame, file: Path | None) -> None:
+    """As CSV on standard output, or into this `.csv` or `.parquet` file, which is there complete or not at all."""
+    if file is None:
+        print(table.to_csv(index=False, float_format="%.6g", lineterminator="\n"), end="")
+        return
+    with atomic_file(file) as new:
+        table.to_parquet(new, index=False) if file.suffix == ".parquet" else table.to_csv(new, index=False)
+    print(f"wrote {file}: {len(table)} rows", file=sys.stderr)
