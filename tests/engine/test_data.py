@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runengine
 import torch
 from conftest import SOURCE
 from ml_project.data import ImageData, ImageSplit
@@ -22,6 +24,7 @@ from ml_project.prepare import prepare
 from ml_project.train import build_data
 from runengine import UserError, compose
 from runengine.data import arrays, loader, prepared
+from runengine.settings import project
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.2}
@@ -165,6 +168,27 @@ def test_other_data_say_how_they_are_made(data: ImageData) -> None:
     sentence = r"^data/fashion_mnist/val_images.npy does not exist. Run: python -m \w+.prepare dataset=fashion_mnist$"
     with pytest.raises(UserError, match=sentence):
         data.split("val")
+
+
+def test_numbered_data_are_made_by_the_script_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = project.current()
+    monkeypatch.setattr(project, "current", lambda: dataclasses.replace(here, folder=tmp_path))
+    folder = Path("data/folds/3")
+    wanted = {False: "make data", True: "make data FORCE=1"}
+    for damaged, command in wanted.items():
+        assert prepared.prepare_command(folder, damaged=damaged) == command
+    (tmp_path / "folds.py").touch()
+    for damaged in wanted:
+        assert prepared.prepare_command(folder, damaged=damaged) == "python -m ml_project.folds"
+    for number, holds in ((None, "nothing"), (10, "10"), (2, "2, 10")):
+        if number is not None:
+            Path(f"data/folds/{number}").mkdir(parents=True)
+            Path(f"data/folds/{number}/split.json").touch()
+        with pytest.raises(UserError) as error:
+            runengine.read_prepared(folder, [folder / "x.npy"])
+        assert str(error.value) == (
+            f"data/folds/3/x.npy does not exist: data/folds holds {holds}. Run: python -m ml_project.folds"
+        )
 
 
 def test_large_data_stay_on_the_disk(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import weights
-from runengine import Run
-from runengine.training import device
+from pytorch_lightning.strategies import ModelParallelStrategy
+from runengine import Run, UserError
+from runengine.training import device, options
+from torchmetrics import MeanMetric
 
 ADAM = partial(torch.optim.AdamW, lr=0.1)
 
@@ -80,3 +84,41 @@ def test_each_choice_is_told_with_its_reason(run_training: Callable[..., Run], m
     run = run_training("trainer.max_epochs=1")
     assert "channels_last" not in (run.folder / "train.log").read_text()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+class Two(pl.LightningModule):
+    """Two models, as a GAN has, and metrics without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.mean = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), MeanMetric()
+
+
+class HasItsOwn(Two):
+    def configure_model(self) -> None:
+        pass
+
+
+def test_each_module_of_any_task_is_shared_out() -> None:
+    strategy, task = ModelParallelStrategy(), Two()
+    shared: list[tuple[torch.nn.Module, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: shared.append((module, mesh)))
+        patch.setattr(Two, "device_mesh", {"data_parallel": "those two"})
+        options._share_out(task, strategy)
+        task.configure_model()
+    assert shared == [(task.one, "those two"), (task.other, "those two")]
+    for other in (HasItsOwn(), Two()):  # one that says how, and any with another strategy
+        options._share_out(other, strategy if isinstance(other, HasItsOwn) else "auto")
+        assert "configure_model" not in vars(other)
+
+
+def test_parameters_outside_of_modules_are_not_shared_out_in_silence() -> None:
+    task = Two()
+    task.scale = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(UserError) as error:
+        options._share_out(task, ModelParallelStrategy())
+    assert str(error.value) == (
+        "this task has parameters outside of its modules, which trainer=fsdp cannot share out. Move them into a "
+        "module, or write configure_model as in Lightning's documentation on ModelParallelStrategy."
+    )

@@ -13,7 +13,7 @@ from mlflow.entities import ViewType
 from omegaconf import OmegaConf
 from runengine import Run, UserError, find
 from runengine.list_runs import DELETED, entries, main
-from runengine.runs.find import name_of, with_folder
+from runengine.runs.find import find_checkpoint, name_of, with_folder
 from runengine.settings.check import check
 from runengine.settings.config import compose
 from runengine.tracking.mlflow_client import mlflow_client
@@ -51,6 +51,21 @@ def three() -> tuple[Run, Run, Run]:
         pretend(f"{stamp(2)}-0a1b2c", 0.3, minutes=2),
         pretend(f"{stamp(3)}-0a1b2c", None, minutes=3),
     )
+
+
+def test_a_checkpoint_is_that_of_its_run(three: tuple[Run, Run, Run]) -> None:
+    wide, *_ = three
+    wide.last.write_bytes(b"0")
+    assert find_checkpoint(wide) == (wide, wide.best)
+    for name, file in ((str(wide.last), wide.last), (wide.best, wide.best), (str(wide.folder), wide.best)):
+        run, checkpoint = find_checkpoint(name)
+        assert (run.folder, checkpoint) == (wide.folder, file)
+    assert find_checkpoint(None)[0].folder.resolve() == three[2].folder.resolve()
+    Path("x.ckpt").touch()
+    with pytest.raises(UserError, match=r"is not the folder of a run: it has no config.yaml. Look into runs/.$"):
+        find_checkpoint("x.ckpt")
+    with pytest.raises(UserError, match=r"^y.ckpt does not exist. Give a checkpoint, the folder of a run, or models:/"):
+        find_checkpoint("y.ckpt")
 
 
 def test_a_run_is_found_by_what_it_is_called(three: tuple[Run, Run, Run]) -> None:
