@@ -323,6 +323,7 @@ NewMachine = Callable[..., Machine]
 CHECKED = [
     "python -m runengine doctor --quick",
     "python -m runengine settle",
+    "python -m runengine schema",
     "python -m runengine dvc-ready",
     "python -m runengine store sqlite:///mlflow.db",
     "python -m runengine offer .conda/.ready-asked",

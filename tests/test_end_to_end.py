@@ -205,6 +205,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "rerun",
         "resume",
         "runs",
+        "schema",
         "serve",
         "setup",
         "switch",

@@ -46,11 +46,27 @@ task.log = lambda *_, **__: None
 assert torch.allclose(task.training_step((images, labels)), (losses * task.weights_K[labels]).sum() / len(labels))
 assert "weights_K" not in task.state_dict()
 """
+SHIFTED = """
+from collections import Counter
+import torch
+from ml_project.data import shifted
+torch.manual_seed(0)
+images = torch.rand(2700, 2, 5, 4)
+padded = torch.nn.functional.pad(images, [2, 2, 2, 2])
+places = Counter()
+for image, whole in zip(shifted(images, 2), padded, strict=True):
+    cuts = {(top, left): whole[:, top : top + 5, left : left + 4] for top in range(5) for left in range(5)}
+    (place,) = [place for place, cut in cuts.items() if torch.equal(cut, image)]
+    places[place] += 1
+assert len(places) == 25 and 60 < min(places.values()) and max(places.values()) < 160, places
+assert torch.equal(shifted(images, 0), images)
+"""
 ROOT = SOURCE.parent
 DOCS = ROOT / "docs"
 # the one on own data: tests/test_own_data.py
 PAGES = (
-    "tools", "experiment", "model", "metric", "setting", "folds", "rare-classes", "recipes", "sweep", "engine",
+    "tools", "experiment", "model", "metric", "setting", "augmentation", "folds", "rare-classes", "recipes", "sweep",
+    "engine",
 )  # fmt: skip
 
 
@@ -70,12 +86,16 @@ def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterato
 def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
     shutil.rmtree(origin.folder / "src", ignore_errors=True)
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    if page == "augmentation":
+        origin.run("python -m ml_project.train name=older")
     printed: list[str] = []
     tests_named = follow(DOCS / f"{page}.md", origin.folder, lambda command: printed.append(origin.run(command)))
     if page == "recipes":  # batch norm's measurements as well
         assert changed_after_freezing(origin.folder) == {"model.classify.2.weight", "model.classify.2.bias"}
     if page == "setting":
         assert printed[-1].count(" was trained when there was no l1: today's default is taken.\n") == 1
+    if page == "augmentation":
+        check_augmentation(origin)
     if page == "folds":
         check_folds(origin)
     if page == "rare-classes":
@@ -99,6 +119,16 @@ def run_tests(folder: Path, tests: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def check_augmentation(origin: Commands) -> None:
+    """Each place of an image is as probable as any other; training batches alone change; older runs can be read."""
+    origin.run(f"python -c {shlex.quote(SHIFTED)}")
+    origin.run(f"python {Path(__file__).with_name('augmented.py')} ml_project data.shift=1")
+    printed = origin.run("python -m ml_project.evaluate @older")
+    assert " was trained when there was no data.shift: today's default is taken.\n" in printed
+    with pytest.raises(AssertionError, match=re.escape("data.shift must be >= 0, got -1.")):
+        origin.run("python -m ml_project.train data.shift=-1")
 
 
 def check_folds(origin: Commands) -> None:

@@ -10,14 +10,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 import runengine
 from runengine.machine import check_computing, check_devices, check_setup, check_system, doctor
 from runengine.settings import project
 from runengine.settings.check import LIMITS, OPTIONAL
+from runengine.settings.comments import Setting, groups, own_settings, read_option
 from runengine.settings.console import size
 
 if TYPE_CHECKING:
@@ -34,24 +33,6 @@ CONSTANTS = {name: value for module in CHECKS for name, value in vars(module).it
 Functions = dict[str, ast.FunctionDef]
 
 
-class Setting(NamedTuple):
-    """`kind`: the ending of its tag in YAML; empty for a name above other settings."""
-
-    key: str
-    default: str
-    kind: str
-    comment: str
-
-
-class Option(NamedTuple):
-    """A file of conf/: what it is for, what it starts from, what it builds, its settings."""
-
-    about: list[str]
-    base: str
-    target: str
-    settings: list[Setting]
-
-
 def settings() -> str:
     """Every setting of every script, with its default, its range, and the comment next to it."""
     parts = []
@@ -61,99 +42,11 @@ def settings() -> str:
         for group, (default, comment) in groups(file).items():
             parts += [f"## {script}: {group}", sentence(comment), f"Default: `{group}={default}`."]
             for name, choice in runengine.choices(group).items():
-                option = read_option(choice, f"{group}.")
+                option = read_option(choice, group)
                 base = f"As `{group}={option.base}`, but:" if option.base else ""
                 target = f"Builds `{option.target}`." if option.target else ""
-                parts += [f"### {group}={name}", *option.about, target, base, *table(option.settings)]
+                parts += [f"### {group}={name}", *paragraphs(option.about), target, base, *table(option.settings)]
     return "\n\n".join(part for part in parts if part)
-
-
-def own_settings(file: Path) -> list[Setting]:
-    """Of a script: those of the files it starts from, such as the engine's `runengine`, then those it sets itself."""
-    rows = {}
-    for name in defaults(file):
-        if isinstance(name, yaml.ScalarNode) and (base := runengine.choices("").get(name.value)):
-            rows.update({row.key: row for row in read_option(base, "").settings})
-    for row in read_option(file, "").settings:
-        comment = row.comment or (rows[row.key].comment if row.key in rows else "")
-        rows[row.key] = row._replace(comment=comment)
-    return list(rows.values())
-
-
-def defaults(file: Path) -> list[yaml.Node]:
-    """The entries of its list of defaults."""
-    root = yaml.compose(file.read_text(encoding="utf-8"))
-    found: list[yaml.Node] = next((value.value for key, value in root.value if key.value == "defaults"), [])
-    return found
-
-
-def groups(file: Path) -> dict[str, tuple[str, str]]:
-    """The groups that a script chooses from: the default, and the comment next to it."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return {
-        key.value: (value.value, next_to(lines, value))
-        for item in defaults(file)
-        for key, value in (item.value if isinstance(item, yaml.MappingNode) else ())
-        if runengine.choices(key.value)
-    }
-
-
-def read_option(file: Path, prefix: str) -> Option:
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    num_about = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
-    about = [line[1:].removeprefix(" ") for line in lines[:num_about] if line.startswith("#")]
-    root = yaml.compose(text) or yaml.MappingNode("", [])
-    top = {key.value: value for key, value in root.value}
-    if "@package _global_" in about:
-        about.remove("@package _global_")
-        prefix = ""
-    base = ""
-    if prefix and "defaults" in top:
-        base = "".join(item.value for item in top["defaults"].value if isinstance(item, yaml.ScalarNode))
-    rows = [row for row in read_settings(root, prefix, lines, num_about) if not row.key.startswith("hydra.")]
-    return Option(paragraphs(about), base, top["_target_"].value if "_target_" in top else "", rows)
-
-
-def read_settings(node: yaml.MappingNode, prefix: str, lines: list[str], num_about: int) -> Iterator[Setting]:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        if key.value in ("_target_", "_partial_") or name.split(".")[-1] == "defaults":
-            continue
-        comments = [*above(lines, key, num_about), next_to(lines, key), next_to(lines, value)]
-        comment = " ".join(dict.fromkeys(filter(None, comments)))
-        if isinstance(value, yaml.MappingNode) and not value.flow_style:
-            if comment:
-                yield Setting(name, "", "", comment)
-            yield from read_settings(value, f"{name}.", lines, num_about)
-        else:
-            yield Setting(name, source_of(lines, value), value.tag.rsplit(":", 1)[-1], comment)
-
-
-def source_of(lines: list[str], node: yaml.Node) -> str:
-    """A value as it was written."""
-    start, end = node.start_mark, node.end_mark
-    if start.line == end.line:
-        line = lines[int(start.line)]
-        return line[start.column : end.column]
-    return " ".join(line.strip() for line in lines[start.line : end.line])
-
-
-def above(lines: list[str], key: yaml.Node, num_about: int) -> list[str]:
-    found: list[str] = []
-    number = key.start_mark.line - 1
-    while number >= num_about and lines[number].lstrip().startswith("#"):
-        found.insert(0, lines[number].lstrip("# "))
-        number -= 1
-    return found
-
-
-def next_to(lines: list[str], node: yaml.Node) -> str:
-    """The comment at the end of the line of a name or of a value on one line."""
-    if node.start_mark.line != node.end_mark.line:
-        return ""
-    found = re.match(r":?\s+#\s*(.*)", lines[node.end_mark.line][node.end_mark.column :])
-    return found[1] if found else ""
 
 
 def table(rows: list[Setting]) -> list[str]:

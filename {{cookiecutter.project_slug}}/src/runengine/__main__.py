@@ -13,6 +13,7 @@ COMMANDS = {  # module, and what it is for
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),
     "runs": ("list_runs", "list runs, and delete old ones"),
+    "schema": ("settings.schema", "write what an editor completes and checks conf/ by"),
     "serve": ("tracking.registry", "answer requests with the promoted model"),
     "settings": ("settings.check", "write the settings that decide a result, for dvc.yaml"),
     "store": ("tracking.mlflow_client", "make the tables of MLflow's database"),

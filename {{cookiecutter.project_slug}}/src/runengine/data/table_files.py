@@ -1,4 +1,4 @@
-"""Tables in files: a CSV file is read strictly, and what is not clear is refused with its place; answers are written."""
+"""Tables in files: a CSV file is read strictly, and what is not clear is refused with its place; answers go into one."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     python -m runengine settings train settings.yaml model=mlp    # writes what decides the result, for dvc.yaml
 
 The YAML files are the only list of settings; the type of a setting is the type of its default.
-What a type cannot say of the engine's settings stands in LIMITS; the owner's own code checks its own.
+What a type cannot say of the engine's settings stands in LIMITS and ALLOWED; the owner's code checks its own.
+`schema.py` makes of the same tables what an editor checks.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "checkpoint.every_n_steps": [(">=", 1)],
     "checkpoint.every_minutes": [(">", 0)],
 }
+ALLOWED = {"monitor.mode": ("min", "max"), "tracking.checkpoints": ("all", "best", "none")}
 # the engine reads these by name: what is added to them nobody sees, but for what is open
 READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking"}
 OPEN = ("launch.extra.", "search.space.")
@@ -96,10 +98,9 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
             f"data.batch_size must divide by the {num_devices} devices, got {batch_size}. "
             f"Try data.batch_size={nearest}."
         )
-    if settings.get("monitor.mode", "min") not in ("min", "max"):
-        raise UserError(f"monitor.mode must be min or max, got {settings['monitor.mode']}.")
-    if (sent := settings.get("tracking.checkpoints", "best")) not in ("all", "best", "none"):
-        raise UserError(f"tracking.checkpoints must be all, best or none, got {sent}.")
+    for key, allowed in ALLOWED.items():
+        if key in settings and settings[key] not in allowed:
+            raise UserError(f"{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {settings[key]}.")
     if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
         raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
     for key in ("experiment_name", "name"):
