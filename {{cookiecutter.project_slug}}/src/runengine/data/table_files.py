@@ -1,4 +1,4 @@
-"""Tables in files: a CSV file is read strictly, and what is not clear is refused with its place; answers go into one."""
+"""Tables: a CSV file is read strictly, and what is not clear is refused with its place; answers are written."""
 
 from __future__ import annotations
 
