@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import CHOICES, PROJECT, ROOT, free_port, generate, link_environment, run
+from hugging_face import install, save
 
 sys.path.append(str(ROOT / "tests/engine"))
 from pages import Commands, follow  # type: ignore[import-not-found]
@@ -31,12 +32,15 @@ PAGES = (
     "model",
     "metric",
     "setting",
+    "augmentation",
     "folds",
     "bring-your-own-data",
     "experiment",
     "recipes",
     "sweep",
 )  # what an example says otherwise
+AUGMENTATION = {"table": "data.hide=0.1", "text": "data.move_windows=true"}
+HUGGING_FACE = {"table": "data/raw/houses", "text": "data/raw/stories"}  # where the page says that one was saved
 OTHER_TASKS = {("minimal", "another-task"): "new.csv", ("minimal", "segmentation"): "new.npy"}  # what is predicted
 EXPERIMENTS = {"table": "diabetes", "text": "topics", "minimal": "points"}
 FIGURES = {
@@ -305,8 +309,23 @@ def test_its_own_checks_and_tests_pass(example: Example) -> None:
 
 def test_its_pages_can_be_followed(example: Example, tmp_path: Path) -> None:
     """One after the other in a copy, whose whole suite passes afterwards."""
+    if example.name in AUGMENTATION:
+        example.start("train", "name=older", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "tracking=off")
     copy = follow_in_a_copy(example, tmp_path, PAGES)
     copy.make("test")
+    if example.name in AUGMENTATION:
+        check_augmentation(copy, AUGMENTATION[example.name])
+
+
+def check_augmentation(example: Example, setting: str) -> None:
+    """Only batches of the training are changed; a run that is older than the setting can be evaluated."""
+    python, env = example.folder / ".venv/bin/python", {**example.env, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
+    run(python, ROOT / "tests/engine/augmented.py", "my_project", setting, cwd=example.folder, env=env)
+    printed = example.start("evaluate", "@older")
+    name = re.escape(setting.partition("=")[0])
+    assert re.search(
+        rf"-older-\w+ was trained when there was no (.*, )?{name}[,:].* default is taken\.$", printed, re.M
+    )
 
 
 @pytest.mark.parametrize(("example", "page"), OTHER_TASKS, indirect=["example"])
@@ -327,12 +346,17 @@ def follow_in_a_copy(example: Example, folder: Path, pages: Iterable[str]) -> Ex
     run("cp", "-a", example.folder, copy, cwd=folder)
     run("make", "setup", cwd=copy, env=example.env)
     env = {**example.env, "PATH": f"{copy / '.venv/bin'}:{os.environ['PATH']}"}
-    with Commands(str(copy / ".venv/bin/python"), copy, env) as commands:
+    python = copy / ".venv/bin/python"
+    with Commands(str(python), copy, env) as commands:
         for page in filter(lambda page: (copy / f"docs/{page}.md").is_file(), pages):
             images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
             own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
             text = "" if own else images.read_text(encoding="utf-8")
             followed = text.replace("ml_project", "my_project").splitlines()
+            if page == "bring-your-own-data" and example.name in HUGGING_FACE:
+                library = install(python, folder.parent)
+                commands.env["PYTHONPATH"] += f"{os.pathsep}{library}"
+                save(example.name, copy / HUGGING_FACE[example.name], python, commands.env)
             follow(copy / f"docs/{page}.md", copy, commands.run, followed)
     (copy / "output.txt").unlink()
     return Example(example.name, copy, env)

@@ -31,7 +31,7 @@ src/PACKAGE/conf/search/default.yaml src/PACKAGE/conf/train.yaml
 tests/conftest.py tests/test_data.py tests/test_model.py tests/test_run.py tests/test_settings.py
 """  # and those of the engine, as they are in the template
 MORE_FILES = (
-    "src/PACKAGE/plots.py "
+    "docs/augmentation.md src/PACKAGE/plots.py "
     "src/PACKAGE/conf/lr_scheduler/cosine.yaml src/PACKAGE/conf/lr_scheduler/one_cycle.yaml "
     "src/PACKAGE/conf/lr_scheduler/plateau.yaml "
 )

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run, without
+from hugging_face import install, save
 from loopback import serve
 
 sys.path.append(str(ROOT / "tests/engine"))
-from pages import Commands  # type: ignore[import-not-found]
+from pages import FENCE, Commands, write  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,20 @@ for part, count in (("train", 200), ("t10k", 50)):
         header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
         (clothes / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
 """
+PREPARED = """
+import json
+import numpy as np
+
+record = json.load(open("data/hugging_face/split.json"))
+assert record["rows"] == {"train": 20, "val": 6, "test": 8}, record
+assert record["classes"] == ["night", "day"], record
+assert record["input_shape"] == [1, 28, 28], record
+for split, rows in (("train", range(20)), ("val", range(20, 26)), ("test", range(26, 34))):
+    images, labels, found = (np.load(f"data/hugging_face/{split}_{kind}.npy") for kind in ("images", "labels", "rows"))
+    assert found.tolist() == list(rows)
+    assert labels.tolist() == [row % 2 for row in range(len(rows))]
+    assert ((images > 50).all(axis=(1, 2, 3)) == labels).all()
+"""
 
 
 def write_settings(file: Path, settings: list[str]) -> None:
@@ -63,18 +78,32 @@ def write_settings(file: Path, settings: list[str]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str], tmp_path: Path) -> None:
+def check_hugging_face(command: str, project: Path, env: dict[str, str]) -> None:
+    """The splits, the names of the classes and the pixels are those of the data set; mistakes are one sentence."""
+    run("sh", "-c", command, cwd=project, env=env)
+    run("python", "-c", PREPARED, cwd=project, env=env)
+    for typed, sentence in (
+        ("image=img", "data/raw/hugging_face has no column 'img': its columns are image, label. Set dataset.image"),
+        ("folder=nowhere", "nowhere is not a folder. Save a data set there, or set dataset.folder."),
+    ):
+        printed = run("sh", "-c", f"{command} dataset.{typed}", cwd=project, env=env, expect=1).output
+        assert f"error: {sentence}" in printed
+
+
+def test_the_page_on_own_data_can_be_followed(
+    project: Path, python: Path, env: dict[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, ignore=without(project, ".venv", "runs", "mlruns"))
     venv = {**env, "PATH": f"{project / '.venv/bin'}:{env['PATH']}", "PYTHONPATH": str(copy / "src")}
     page = (copy / "docs/bring-your-own-data.md").read_text(encoding="utf-8")
     conf = copy / "src/my_project/conf"
     run("python", "-c", TINY_DATA, tmp_path / "clothes", cwd=copy, env=venv)
-    (function,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    with (copy / "src/my_project/datasets.py").open("a", encoding="utf-8") as file:
-        file.write(f"\n\n{function}")
-    for name, content in re.findall(r"`src/my_project/conf/(\S+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL):
-        (conf / name).write_text(content, encoding="utf-8")
+    file = copy
+    for kind, content, name in FENCE.findall(page):
+        file = copy / name if name else file
+        if kind in ("python", "yaml"):
+            write(file, content)
     clothes = conf / "dataset/fashion_mnist.yaml"
     text = clothes.read_text(encoding="utf-8")
     for part in (tmp_path / "clothes").iterdir():
@@ -83,10 +112,17 @@ def test_the_page_on_own_data_can_be_followed(project: Path, env: dict[str, str]
     commands = re.findall(r"^(?:    )?((?:mkdir|python|dvc) .*)$", page, re.MULTILINE)
     *commands, pipeline = commands
     assert len(commands) >= 10
-    python = str(project / ".venv/bin/python")
-    with serve(tmp_path / "clothes") as address, Commands(python, copy, venv) as typed:
+    library = install(python, tmp_path_factory.getbasetemp())
+    with_library = {**venv, "PYTHONPATH": f"{copy / 'src'}:{library}"}
+    save("images", copy / "data/raw/hugging_face", python, with_library)
+    with serve(tmp_path / "clothes") as address, Commands(str(python), copy, venv) as typed:
         clothes.write_text(re.sub(r"address: \S+", f"address: {address}", text), encoding="utf-8")
         for command in commands:
+            if "pip install" in command or "load_dataset(" in command:
+                continue  # what they would leave is there
+            if command.endswith("dataset=hugging_face"):
+                check_hugging_face(command, copy, with_library)
+                continue
             printed = typed.run(command)
             if "dataset.file=" in command:
                 for line in printed.splitlines():

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from runengine import Run, UserError, find
 from runengine.list_runs import DELETED, entries, main
 from runengine.runs.find import find_checkpoint, name_of, with_folder
+from runengine.runs.resolve import new_name
 from runengine.settings.check import check
 from runengine.settings.config import compose
 from runengine.tracking.mlflow_client import mlflow_client
@@ -113,6 +114,7 @@ def test_what_is_typed_becomes_the_folder(three: tuple[Run, Run, Run]) -> None:
 @pytest.mark.parametrize(("typed", "sentence"), [
     ("name=a/b", "name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'."),
     ("name=best", "name=best would hide what @best means. Take another word."),
+    ("name=true", "name must be a word, got true, which is a truth value. Take another word."),
 ])  # fmt: skip
 def test_a_name_that_cannot_be_one_is_refused(typed: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
@@ -125,6 +127,7 @@ def test_a_run_that_is_trained_has_its_name_and_says_what_to_do_next(run_trainin
     assert name_of(run) == "wide"
     assert f"measure it:    python -m ml_project.evaluate {run.folder}\n" in run.log.read_text()
     assert find("@wide").folder.resolve() == run.folder.resolve()
+    assert new_name(2, "0a1b2c").endswith("-2-0a1b2c")  # Hydra reads name=2 as a number
     assert "name" not in json.loads(run.fingerprint.read_text())
 
 

@@ -35,7 +35,7 @@ from PIL import Image
 from runengine import Run, UserError, compose, find, load_config, save_model
 from runengine.settings.check import check
 from runengine.settings.errors import explain
-from runengine.tracking import mlflow_client, sender
+from runengine.tracking import mlflow_client, registry, sender
 from runengine.tracking.local_store import local_artifacts
 from runengine.tracking.mlflow_client import refuse_taken_port
 from runengine.tracking.mlflow_sync import MlflowSync
@@ -414,6 +414,28 @@ def test_a_promoted_model_loads_without_this_package_and_agrees(run_training: Tr
     command = [sys.executable, "-c", program, str((run.folder / "model").absolute()), str(images.absolute())]
     printed = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=True).stdout
     assert [int(label) for label in printed.split()] == list(by_run["label"])
+
+
+def test_a_promoted_model_is_served_by_the_command_that_is_named(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "experiment_name=other")
+    monkeypatch.setattr(sys, "argv", ["runengine", "promote", str(run.folder)])
+    registry.main()
+    assert capsys.readouterr().out.endswith('serve it     make serve ARGS="--experiment other"\n')
+    monkeypatch.setattr(sys, "argv", ["runengine", "serve", "--port", "0"])
+    with pytest.raises(UserError) as refused:
+        registry.main()
+    assert str(refused.value) == (
+        "no model of ml_project-digits has been promoted yet. Run: make promote, or: make serve "
+        'ARGS="--experiment other"'
+    )
+    served: list[str] = []
+    monkeypatch.setattr(mlflow_client, "run_python", lambda *command, **_: served.extend(command) or 0)
+    monkeypatch.setattr(sys, "argv", ["runengine", "serve", "--experiment", "other", "--port", "0"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        registry.main()
+    assert "models:/ml_project-other@champion" in served
 
 
 def test_a_model_of_a_table_takes_rows_as_they_are_in_the_file(run_training: Train) -> None:

@@ -73,10 +73,10 @@ def _folder(cfg: DictConfig, overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def new_name(name: str | None, end: str | None = None) -> str:
+def new_name(name: object, end: str | None = None) -> str:
     """Of a new folder: when it was started, what `name=...` says, and what no other has."""
     started_at = datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-    return "-".join([started_at, *([name] if name else []), end or secrets.token_hex(3)])
+    return "-".join([started_at, *([str(name)] if name is not None else []), end or secrets.token_hex(3)])
 
 
 def _of_slurm_job(overrides: Sequence[str]) -> str | None:

@@ -123,9 +123,16 @@ def _promoted(uri: str, name: str) -> str:
         version = mlflow_client.mlflow_client(uri).get_model_version_by_alias(name, ALIAS)
     except Exception as error:
         if mlflow_client.is_absent(error):
-            raise UserError(f"no model of {name} has been promoted yet. Run: make promote") from None
+            raise UserError(f"no model of {name} has been promoted yet. Run: make promote{_others(uri)}") from None
         raise UserError(mlflow_client.trouble(uri, error)) from error
     return f"version {version.version} of run {version.run_id}"
+
+
+def _others(uri: str) -> str:
+    """How to serve those of this project that have been promoted."""
+    known, own = mlflow_client.mlflow_client(uri).search_registered_models(), registered_name("")
+    found = sorted(each.name.removeprefix(own) for each in known if ALIAS in each.aliases and each.name.startswith(own))
+    return "".join(f', or: make serve ARGS="--experiment {experiment}"' for experiment in found)
 
 
 def _refuse_without_model(run: Run) -> None:
@@ -155,6 +162,7 @@ def main() -> None:
         chosen_run = find(arguments.run) if arguments.run else None
         sys.exit(serve(arguments.port, arguments.host, experiment, chosen_run, arguments.max_mb))
     run = find(arguments.run)
-    version = promote(run)
-    print(f"{champion(load_config(run).experiment_name)} is now version {version}, of {run.folder}")
-    print("serve it     make serve")
+    version, experiment = promote(run), str(load_config(run).experiment_name)
+    print(f"{champion(experiment)} is now version {version}, of {run.folder}")
+    other = f' ARGS="--experiment {experiment}"' if experiment != compose(project.current().script).experiment_name else ""
+    print(f"serve it     make serve{other}")
