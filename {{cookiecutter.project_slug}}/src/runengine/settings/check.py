@@ -106,7 +106,8 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
     for key in ("experiment_name", "name"):
         name = settings.get(key)
         if isinstance(name, bool):
-            raise UserError(f"{key} must be a word, got {str(name).lower()}, which is a truth value. Take another word.")
+            word = str(name).lower()
+            raise UserError(f"{key} must be a word, got {word}, which is a truth value. Take another word.")
         if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", str(name)):
             raise UserError(f"{key} names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
     if settings.get("name") in ("last", "best"):

@@ -164,5 +164,5 @@ def main() -> None:
     run = find(arguments.run)
     version, experiment = promote(run), str(load_config(run).experiment_name)
     print(f"{champion(experiment)} is now version {version}, of {run.folder}")
-    other = f' ARGS="--experiment {experiment}"' if experiment != compose(project.current().script).experiment_name else ""
-    print(f"serve it     make serve{other}")
+    is_default = experiment == compose(project.current().script).experiment_name
+    print("serve it     make serve" + ("" if is_default else f' ARGS="--experiment {experiment}"'))
