@@ -153,6 +153,13 @@ def test_a_damaged_record_is_found(data: ImageData) -> None:
         data.split("val")
 
 
+def test_a_record_without_a_key_is_damaged_when_it_is_asked_for(data: ImageData) -> None:
+    (data.folder / "split.json").write_text(json.dumps({"sha256": {}}))
+    record = runengine.read_prepared(data.folder, [])
+    with pytest.raises(UserError, match=r"^data/processed/split.json is damaged. Run: make data FORCE=1$"):
+        record["mean"]
+
+
 def test_data_that_do_not_fit_the_model_are_refused_with_what_to_type(data: ImageData) -> None:
     shape, data.input_shape = list(data.input_shape), (9, 9, 9)
     with pytest.raises(UserError) as error:
@@ -180,15 +187,17 @@ def test_numbered_data_are_made_by_the_script_of_that_name(tmp_path: Path, monke
     (tmp_path / "folds.py").touch()
     for damaged in wanted:
         assert prepared.prepare_command(folder, damaged=damaged) == "python -m ml_project.folds"
-    for number, holds in ((None, "nothing"), (10, "10"), (2, "2, 10")):
-        if number is not None:
-            Path(f"data/folds/{number}").mkdir(parents=True)
-            Path(f"data/folds/{number}/split.json").touch()
+    for name, sentence in (
+        ("1.old", ". Run: "),  # a copy of somebody's
+        ("10", ": data/folds holds 10. Take one of these, or have more written by: "),
+        ("2", ": data/folds holds 2, 10. Take one of these, or have more written by: "),
+        ("3", ". Run: "),
+    ):
+        Path("data/folds", name).mkdir(parents=True)
+        Path("data/folds", name, "split.json").touch()
         with pytest.raises(UserError) as error:
             runengine.read_prepared(folder, [folder / "x.npy"])
-        assert str(error.value) == (
-            f"data/folds/3/x.npy does not exist: data/folds holds {holds}. Run: python -m ml_project.folds"
-        )
+        assert str(error.value) == f"data/folds/3/x.npy does not exist{sentence}python -m ml_project.folds"
 
 
 def test_large_data_stay_on_the_disk(

@@ -94,6 +94,17 @@ class Two(pl.LightningModule):
         self.one, self.other, self.mean = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), MeanMetric()
 
 
+class Several(pl.LightningModule):
+    """A list of models, which cannot be called itself, and one that another one has, too."""
+
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        self.models = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})])
+        if tied:
+            self.head = torch.nn.Linear(2, 2)
+            self.head.weight = next(self.models.parameters())
+
+
 class HasItsOwn(Two):
     def configure_model(self) -> None:
         pass
@@ -113,12 +124,23 @@ def test_each_module_of_any_task_is_shared_out() -> None:
         assert "configure_model" not in vars(other)
 
 
-def test_parameters_outside_of_modules_are_not_shared_out_in_silence() -> None:
+def test_a_list_of_modules_is_shared_out_one_by_one() -> None:
+    task = Several()
+    assert list(options._outermost(task)) == [
+        module for module in task.modules() if isinstance(module, torch.nn.Linear)
+    ]
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
     task = Two()
     task.scale = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(UserError) as error:
-        options._share_out(task, ModelParallelStrategy())
-    assert str(error.value) == (
-        "this task has parameters outside of its modules, which trainer=fsdp cannot share out. Move them into a "
-        "module, or write configure_model as in Lightning's documentation on ModelParallelStrategy."
-    )
+    for each, problem in (
+        (task, "has parameters outside of its modules"),
+        (Several(tied=True), "has modules with the same parameters, as where weights are tied"),
+    ):
+        with pytest.raises(UserError) as error:
+            options._share_out(each, ModelParallelStrategy())
+        assert str(error.value) == (
+            f"this task {problem}: trainer=fsdp cannot share them out by itself. Put them into one module, or write "
+            "configure_model as in Lightning's documentation on ModelParallelStrategy."
+        )

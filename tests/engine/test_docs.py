@@ -163,7 +163,10 @@ def check_folds(origin: Commands) -> None:
     file.write_text(code.replace("FOLDS = 5", "FOLDS = 3"), encoding="utf-8")
     origin.run("python -m ml_project.folds")
     assert sorted(fold.name for fold in (origin.folder / "data/folds").iterdir()) == ["0", "1", "2"]
-    sentence = "data/folds/3/train_images.npy does not exist: data/folds holds 0, 1, 2. Run: python -m ml_project.folds"
+    sentence = (
+        "data/folds/3/train_images.npy does not exist: data/folds holds 0, 1, 2. Take one of these, or have more "
+        "written by: python -m ml_project.folds"
+    )
     with pytest.raises(AssertionError, match=re.escape(f"error: {sentence}\n")):
         origin.run("python -m ml_project.train data=folds experiment_name=folds seed=3")
 

@@ -62,10 +62,12 @@ def test_a_checkpoint_is_that_of_its_run(three: tuple[Run, Run, Run]) -> None:
         run, checkpoint = find_checkpoint(name)
         assert (run.folder, checkpoint) == (wide.folder, file)
     assert find_checkpoint(None)[0].folder.resolve() == three[2].folder.resolve()
+    wide.best.unlink()  # stopped in its first epoch
+    assert find_checkpoint(wide.last)[1] == wide.last
     Path("x.ckpt").touch()
     with pytest.raises(UserError, match=r"is not the folder of a run: it has no config.yaml. Look into runs/.$"):
         find_checkpoint("x.ckpt")
-    with pytest.raises(UserError, match=r"^y.ckpt does not exist. Give a checkpoint, the folder of a run, or models:/"):
+    with pytest.raises(UserError, match=r"^y.ckpt does not exist. Give a checkpoint, or the folder of a run.$"):
         find_checkpoint("y.ckpt")
 
 
@@ -114,7 +116,7 @@ def test_what_is_typed_becomes_the_folder(three: tuple[Run, Run, Run]) -> None:
 @pytest.mark.parametrize(("typed", "sentence"), [
     ("name=a/b", "name names a folder: letters, digits, '.', '_' and '-' only, got 'a/b'."),
     ("name=best", "name=best would hide what @best means. Take another word."),
-    ("name=true", "name must be a word, got true, which is a truth value. Take another word."),
+    ("name=true", "name must be a word, got true, which is a truth value in YAML. Take another word."),
 ])  # fmt: skip
 def test_a_name_that_cannot_be_one_is_refused(typed: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:

@@ -41,7 +41,7 @@ FAULTS = [  # a file of conf/, what stands there, the key with the fault, and wh
     ("experiment/x", "patince: 3", "patince", False),
     ("experiment/x", "compile: 3", "compile", False),
     ("experiment/x", "tags: word", "tags", False),
-    ("experiment/x", "experiment_name: 3", "experiment_name", False),
+    ("experiment/x", "experiment_name: 3", "experiment_name", True),
     ("experiment/x", "monitor: {mode: up}", "monitor.mode", True),
     ("experiment/x", "monitor: {mode: null}", "monitor.mode", True),
     ("experiment/x", "monitor: {metrik: val/loss}", "monitor.metrik", False),
@@ -270,3 +270,20 @@ def test_what_is_read_of_a_class_is_what_python_says() -> None:
         read = signature(name)
         assert isinstance(read, Signature)
         assert (list(read.arguments), read.more) == (arguments, "VAR_KEYWORD" in kinds), name
+
+
+def test_what_a_class_takes_is_found_wherever_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "one_of_mine.py").write_text(
+        "from another_of_mine import Net\n\n"
+        "try:\n    from nowhere import Other\nexcept ImportError:\n    class Other:\n"
+        "        def __init__(self, x: 'any tensor', y: int): ...\n\n"
+        "class Net(Net):\n    pass\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "another_of_mine.py").write_text("class Net:\n    def __init__(self, width): ...\n", encoding="utf-8")
+    other = signature("one_of_mine.Other")
+    assert isinstance(other, Signature)
+    assert list(other.arguments) == ["x", "y"]
+    assert not any(other.arguments["x"])
+    assert signature("one_of_mine.Net") == Signature({}, more=True)  # not followed to the one that it hides

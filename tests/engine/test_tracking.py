@@ -431,7 +431,12 @@ def test_a_promoted_model_is_served_by_the_command_that_is_named(
         'ARGS="--experiment other"'
     )
     served: list[str] = []
-    monkeypatch.setattr(mlflow_client, "run_python", lambda *command, **_: served.extend(command) or 0)
+
+    def ends_at_once(*command: str, **_: str) -> int:
+        served.extend(command)
+        return 0
+
+    monkeypatch.setattr(mlflow_client, "run_python", ends_at_once)
     monkeypatch.setattr(sys, "argv", ["runengine", "serve", "--experiment", "other", "--port", "0"])
     with pytest.raises(SystemExit, match=r"^0$"):
         registry.main()
@@ -490,7 +495,7 @@ def test_what_cannot_be_promoted_gets_one_sentence(run_training: Train) -> None:
         find("0" * 32)
     with pytest.raises(UserError, match=r"has no models:/\S+@champion. Run: make promote"):
         load(champion("digits"))
-    with pytest.raises(UserError, match=r"x.ckpt does not exist. Give a checkpoint, the folder of a run, or models:/"):
+    with pytest.raises(UserError, match=r"^x.ckpt does not exist. Give a checkpoint, or the folder of a run.$"):
         load("x.ckpt")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -109,4 +108,4 @@ class ImageData(pl.LightningDataModule):
         images_file, labels_file, _ = files_of(self.folder, name)
         settings = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
         runengine.read_prepared(self.folder, [images_file, labels_file], **settings)
-        return ImageSplit(runengine.StoredArray(images_file), torch.from_numpy(np.load(labels_file)))
+        return ImageSplit(runengine.StoredArray(images_file), runengine.StoredArray(labels_file).rows)

@@ -51,14 +51,15 @@ def load(name: str | None) -> Model:
         return Model(served.predict, tuple(input_shape), served.metadata.metadata or {})
     import torch
 
-    cfg, task, _ = runengine.load(name)
+    run, checkpoint = runengine.find_checkpoint(name)
+    cfg, task, _ = runengine.load(checkpoint)
 
     def probabilities(images_NCHW: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             answers: np.ndarray = task(torch.from_numpy(images_NCHW)).softmax(dim=1).numpy()
         return answers
 
-    return Model(probabilities, tuple(cfg.data.input_shape), runengine.read_data(name))
+    return Model(probabilities, tuple(cfg.data.input_shape), runengine.read_data(run))
 
 
 def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .program import build_all as build_all
     from .program import main as main
     from .runs.find import find as find
+    from .runs.find import find_checkpoint as find_checkpoint
     from .runs.provenance import read_data as read_data
     from .runs.run import Run as Run
     from .runs.run import load_config as load_config
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from .training_run import TrainingRun as TrainingRun
 
 HOMES = {
-    "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.find", "load_config": "runs.run",
+    "TrainingRun": "training_run", "Run": "runs.run", "find": "runs.find", "find_checkpoint": "runs.find",
+    "load_config": "runs.run",
     "read_data": "runs.provenance", "main": "program", "build_all": "program",
     "compose": "settings.config", "choices": "settings.project", "typed_path": "settings.start",
     "UserError": "settings.errors", "friendly_errors": "settings.errors", "listed": "settings.console",

@@ -54,8 +54,11 @@ def read_prepared(folder: Path, files: Sequence[Path], **settings: Any) -> dict[
 
     Args:
         folder: of prepared data.
-        files: in it. One of more than 1 GiB is not compared: `StoredArray` sees whether it was cut.
+        files: in it. One of more than 1 GiB is not compared: read it by `StoredArray`, which sees whether it was cut.
         settings: those of `data` that must be what was written down, by their names, such as num_features=10.
+
+    Returns:
+        The record, in which a key that is not there is a UserError as well.
 
     Raises:
         UserError: a file is absent or damaged, or the settings are those of other data.
@@ -63,9 +66,10 @@ def read_prepared(folder: Path, files: Sequence[Path], **settings: Any) -> dict[
     record_file, again = folder / RECORD, f"Run: {prepare_command(folder, damaged=True)}"
     for file in (*files, record_file):
         if not file.is_file():
-            raise UserError(f"{file.as_posix()} does not exist{_others(folder)}. Run: {prepare_command(folder)}")
+            raise UserError(f"{file.as_posix()} does not exist{_others(folder)}{prepare_command(folder)}")
     try:
-        record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
+        record = _Record(json.loads(record_file.read_text(encoding="utf-8")))
+        record.damaged = f"{record_file.as_posix()} is damaged. {again}"
         checksums = {file: record["sha256"][file.name] for file in files}
         wanted = {name: record[name] for name in settings}
     except (ValueError, KeyError, TypeError):
@@ -80,6 +84,13 @@ def read_prepared(folder: Path, files: Sequence[Path], **settings: Any) -> dict[
                 "it was trained on; a new one has to type nothing: let conf/data/ say ${prepared:" + name + "}."
             )
     return record
+
+
+class _Record(dict[str, Any]):
+    damaged = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(self.damaged)
 
 
 def prepare_command(folder: Path, *, damaged: bool = False) -> str:
@@ -98,11 +109,12 @@ def _is_numbered(folder: Path) -> bool:
 
 
 def _others(folder: Path) -> str:
-    """The script may have been told to write fewer of them."""
-    if folder.exists() or not _is_numbered(folder):
-        return ""
-    there = sorted(int(file.parent.name) for file in folder.parent.glob(f"[0-9]*/{RECORD}"))
-    return f": {folder.parent.as_posix()} holds {listed(list(map(str, there)), 20) or 'nothing'}"
+    """Which there are where this one is not, and what to do."""
+    names = [file.parent.name for file in folder.parent.glob(f"*/{RECORD}")] if _is_numbered(folder) else []
+    there = [str(number) for number in sorted(int(name) for name in names if name.isdecimal())]
+    if folder.exists() or not there:
+        return ". Run: "
+    return f": {folder.parent.as_posix()} holds {listed(there, 20)}. Take one of these, or have more written by: "
 
 
 def train_command(dataset: str, folder: str) -> str:

@@ -41,15 +41,16 @@ def find(folder: str | None) -> Run:
         if not known:
             raise UserError(f"no run in {RUNS}/ has the MLflow id {folder}. Give the folder of a run.")
         run = known[0]
-    if not run.config.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
+    _refuse_strange(run, folder)
     if not run.best.is_file():
         raise UserError(f"{folder} has no checkpoint yet. Run: {run.resume_command()}")
     return run
 
 
 def find_checkpoint(name: Run | Path | str | None) -> tuple[Run, Path]:
-    """The run of this name, and its best checkpoint; or that of a checkpoint, and this one.
+    """The run of this name, and its best checkpoint; or the run of a checkpoint, and this one.
+
+    What `@last` means may be another run a second later: ask once, and load both by what is returned.
 
     Raises:
         UserError: as `find`; or there is no such checkpoint.
@@ -61,8 +62,15 @@ def find_checkpoint(name: Run | Path | str | None) -> tuple[Run, Path]:
         return run, run.best
     file = Path(name) if Path(name).exists() else project.from_root(Path(name))
     if not file.is_file():
-        raise UserError(f"{name} does not exist. Give a checkpoint, the folder of a run, or models:/...")
-    return find(str(file.parent.parent)), file
+        raise UserError(f"{name} does not exist. Give a checkpoint, or the folder of a run.")
+    run = Run(file.parent.parent)
+    _refuse_strange(run, str(run.folder))
+    return run, file
+
+
+def _refuse_strange(run: Run, name: str) -> None:
+    if not run.config.is_file():
+        raise UserError(f"{name} is not the folder of a run: it has no config.yaml. Look into {RUNS}/.")
 
 
 def named(name: str, runs: list[Run]) -> Run:

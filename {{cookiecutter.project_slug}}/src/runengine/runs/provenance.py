@@ -23,7 +23,6 @@ from .. import manifest
 from ..settings import code, project
 from ..settings.console import listed
 from ..settings.files import atomic_write, drop_half_a_line, read_json, sha256
-from .find import find_checkpoint
 from .run import Run
 from .uncommitted import write_without_secrets
 
@@ -185,9 +184,9 @@ def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
         log.warning("this run was started with other versions: %s", listed(changed))
 
 
-def read_data(run: Run | Path | str | None) -> dict[str, Any]:
-    """What the `data.json` of a run says; empty where there is none. The run may be named as for `load`."""
-    return read_json(find_checkpoint(run)[0].data)
+def read_data(run: Run) -> dict[str, Any]:
+    """What the run's `data.json` says; empty where there is none."""
+    return read_json(run.data)
 
 
 def same_data(folder: Path, record: dict[str, Any]) -> bool:

@@ -105,9 +105,9 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
         raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
     for key in ("experiment_name", "name"):
         name = settings.get(key)
-        if isinstance(name, bool):
-            word = str(name).lower()
-            raise UserError(f"{key} must be a word, got {word}, which is a truth value. Take another word.")
+        if isinstance(name, bool) or (key == "experiment_name" and isinstance(name, int | float)):
+            kind, quoted = ("a truth value", str(name).lower()) if isinstance(name, bool) else ("a number", str(name))
+            raise UserError(f"{key} must be a word, got {quoted}, which is {kind} in YAML. Take another word.")
         if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", str(name)):
             raise UserError(f"{key} names a folder: letters, digits, '.', '_' and '-' only, got {name!r}.")
     if settings.get("name") in ("last", "best"):

@@ -56,6 +56,7 @@ def _of(found: Definition) -> Signature:
     if isinstance(node, ast.FunctionDef):
         return _of_function(node)
     bases = [base for each in node.bases if (base := _find(found.module, ast.unparse(each).split(".")))]
+    bases = [base for base in bases if base.node is not node]  # class Net(Net), of which the second is imported
     if _is_dataclass(node):
         own = {
             ast.unparse(line.target): _kind(line.annotation) for line in node.body if isinstance(line, ast.AnnAssign)
@@ -88,7 +89,10 @@ def _kind(node: ast.expr | None) -> Kind:
     if isinstance(node, ast.BinOp):
         return _kind(node.left) | _kind(node.right)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _kind(ast.parse(node.value, mode="eval").body)
+        try:
+            return _kind(ast.parse(node.value, mode="eval").body)
+        except SyntaxError:  # words for whoever reads it
+            return Kind()
     if isinstance(node, ast.Subscript):
         name = _last_name(node.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -142,7 +146,8 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
     for line in body:
         yield line
         if isinstance(line, ast.If | ast.Try):
-            yield from _statements([*line.body, *line.orelse])
+            handlers = line.handlers if isinstance(line, ast.Try) else []
+            yield from _statements([*line.body, *(each for part in handlers for each in part.body), *line.orelse])
 
 
 def _source(module: str, file: Path, line: ast.Import | ast.ImportFrom) -> list[str]:
@@ -167,6 +172,8 @@ def _file(module: str) -> Path | None:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return None
+    if spec and not rest and spec.origin and spec.origin.endswith(".py"):
+        return Path(spec.origin)
     folders = spec.submodule_search_locations or [] if spec else []
     places = [Path(folder, *rest) for folder in folders]
     files = [file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))]

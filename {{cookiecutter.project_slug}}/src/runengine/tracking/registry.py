@@ -130,7 +130,11 @@ def _promoted(uri: str, name: str) -> str:
 
 def _others(uri: str) -> str:
     """How to serve those of this project that have been promoted."""
-    known, own = mlflow_client.mlflow_client(uri).search_registered_models(), registered_name("")
+    own = registered_name("")
+    try:
+        known = mlflow_client.mlflow_client(uri).search_registered_models(f"name LIKE '{own}%'")
+    except Exception:  # a server that lists nothing: the sentence without it is true as well
+        return ""
     found = sorted(each.name.removeprefix(own) for each in known if ALIAS in each.aliases and each.name.startswith(own))
     return "".join(f', or: make serve ARGS="--experiment {experiment}"' for experiment in found)
 
@@ -164,5 +168,8 @@ def main() -> None:
     run = find(arguments.run)
     version, experiment = promote(run), str(load_config(run).experiment_name)
     print(f"{champion(experiment)} is now version {version}, of {run.folder}")
-    is_default = experiment == compose(project.current().script).experiment_name
+    try:
+        is_default = experiment == compose(project.current().script).experiment_name
+    except UserError:  # a project without this script
+        is_default = False
     print("serve it     make serve" + ("" if is_default else f' ARGS="--experiment {experiment}"'))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
@@ -77,24 +79,44 @@ def evaluation_trainer() -> pl.Trainer:
 
 
 def _share_out(task: pl.LightningModule, strategy: Any) -> None:
-    """trainer=fsdp for a task that does not say how: each of its modules is shared out as a whole."""
+    """trainer=fsdp for a task that does not say how: each of its modules is shared out as a whole.
+
+    They have to be called by `forward`: the parts of a layer are gathered for that.
+    """
     if not isinstance(strategy, ModelParallelStrategy) or is_overridden("configure_model", task):
         return
-    if any(True for _ in task.parameters(recurse=False)):
+    modules = list(_outermost(task))
+    owned = collections.Counter(id(parameter) for module in modules for parameter in set(module.parameters()))
+    if len(owned) < len(set(task.parameters())):
+        problem = "has parameters outside of its modules"
+    elif any(count > 1 for count in owned.values()):
+        problem = "has modules with the same parameters, as where weights are tied"
+    else:
+        problem = ""
+    if problem:
         raise UserError(
-            "this task has parameters outside of its modules, which trainer=fsdp cannot share out. Move them into a "
-            "module, or write configure_model as in Lightning's documentation on ModelParallelStrategy."
+            f"this task {problem}: trainer=fsdp cannot share them out by itself. Put them into one module, or write "
+            "configure_model as in Lightning's documentation on ModelParallelStrategy."
         )
 
     def configure_model() -> None:  # Lightning calls it before each stage
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         assert task.device_mesh is not None
-        for module in task.children():
-            if any(True for _ in module.parameters()) and not isinstance(module, FSDPModule):
+        for module in modules:
+            if not isinstance(module, FSDPModule):
                 fully_shard(module, mesh=task.device_mesh["data_parallel"])
 
     task.configure_model = configure_model  # type: ignore[method-assign]
+
+
+def _outermost(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The modules in it that have parameters and can be called: a list of modules cannot."""
+    for child in module.children():
+        if isinstance(child, torch.nn.ModuleList | torch.nn.ModuleDict):
+            yield from _outermost(child)
+        elif any(True for _ in child.parameters()):
+            yield child
 
 
 def _check_names(options: dict[str, Any]) -> None:

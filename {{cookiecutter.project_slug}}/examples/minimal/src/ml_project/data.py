@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -41,7 +39,7 @@ class Data(pl.LightningDataModule):
         """The split `train`, `val` or `test`."""
         file = self.folder / f"{name}.npy"
         runengine.read_prepared(self.folder, [file], num_features=self.num_features)
-        rows_N = torch.from_numpy(np.load(file, allow_pickle=False))
+        rows_N = runengine.StoredArray(file).rows
         return TensorDataset(rows_N[:, :-1], rows_N[:, -1])
 
     def train_dataloader(self) -> DataLoader[Batch]:

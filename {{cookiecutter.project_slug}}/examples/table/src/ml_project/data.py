@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -102,6 +101,6 @@ class TableData(pl.LightningDataModule):
     def _read(self, name: str) -> TensorDataset:
         files = files_of(self.folder, name)[:2]
         self.record = runengine.read_prepared(self.folder, files, num_features=self.num_features)
-        rows_NC, targets_N = (torch.from_numpy(np.load(file, allow_pickle=False)) for file in files)
+        rows_NC, targets_N = (runengine.StoredArray(file).rows for file in files)
         mean, std = self.target_scale
         return TensorDataset(Encode(self.record)(rows_NC), ((targets_N - mean) / std).float())

@@ -44,8 +44,9 @@ def load(name: str | None) -> Model:
         return Model(served.predict, served.metadata.metadata or {})
     import torch
 
-    _, task, _ = runengine.load(name)
-    record = runengine.read_data(name)
+    run, checkpoint = runengine.find_checkpoint(name)
+    _, task, _ = runengine.load(checkpoint)
+    record = runengine.read_data(run)
     model = complete(task.model, record)
 
     def answers(rows_NC: np.ndarray) -> np.ndarray:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -69,7 +67,7 @@ class TextData(pl.LightningDataModule):
     def _read(self, name: str) -> Tensor:
         file = self.folder / f"{name}.npy"
         runengine.read_prepared(self.folder, [file], num_tokens=self.num_tokens)
-        tokens = torch.from_numpy(np.load(file, allow_pickle=False))
+        tokens = runengine.StoredArray(file).rows
         if len(tokens) <= self.context:
             raise UserError(
                 f"data.context is {self.context}, but {file.as_posix()} has only {len(tokens)} tokens. Type "

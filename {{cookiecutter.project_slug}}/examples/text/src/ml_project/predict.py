@@ -45,8 +45,9 @@ def load(name: str | None) -> Model:
         return Model(served.predict, known["vocabulary"], known["context"])
     import torch
 
-    cfg, task, _ = runengine.load(name)
-    vocabulary = runengine.read_data(name)["vocabulary"]
+    run, checkpoint = runengine.find_checkpoint(name)
+    cfg, task, _ = runengine.load(checkpoint)
+    vocabulary = runengine.read_data(run)["vocabulary"]
     model = complete(task.model, len(vocabulary))
 
     def probabilities(tokens_NT: np.ndarray) -> np.ndarray:
