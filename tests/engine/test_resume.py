@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ from runengine import Run, UserError, compose, load_config
 from runengine.runs.resolve import UNFINISHED, resolve_run
 from runengine.settings import files
 from runengine.settings.config import fill_in_prepared
+from runengine.training import history
 from runengine.training.checkpoints import AtomicCheckpointIO
 
 Train = Callable[..., Run]
@@ -376,6 +378,34 @@ def test_a_damaged_history_is_written_again_where_no_epoch_is_left(run_training:
     run_training(HERE)
     assert run.finished()
     assert run.history.read_text() == history
+
+
+def test_rows_are_added_to_the_file_and_not_all_written_again(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = history.atomic_write
+    monkeypatch.setattr(history, "atomic_write", lambda file, text: (written.append(text), write(file, text)))
+    run = run_training("trainer.max_epochs=6", "+trainer.check_val_every_n_epoch=2", "monitor.metric=train/loss")
+    text = run.history.read_text()
+    assert [len(each.splitlines()) for each in written] == [2, 3, 7]  # the first; the first with `val`; at the end
+    assert written[-1] == text
+    rows = torch.load(run.last, weights_only=True)["callbacks"]["History"]["rows"]
+    kept = [json.loads(line) for line in rows.splitlines()]
+    assert [{name: str(value) for name, value in row.items()} for row in kept] == [
+        {name: value for name, value in row.items() if value} for row in csv.DictReader(text.splitlines())
+    ]
+
+
+def test_rows_of_an_earlier_checkpoint_are_read(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=2")
+    made = history.History(run, "val/loss", "min")
+    state = torch.load(run.last, weights_only=True)["callbacks"]["History"]
+    made.load_state_dict(state)
+    rows = made.rows
+    assert len(rows) == 2
+    made.load_state_dict({**state, "rows": rows})
+    assert (made.rows, made.state_dict()) == (rows, state)
 
 
 def test_an_id_that_is_damaged_is_found_again(run_training: Train) -> None:

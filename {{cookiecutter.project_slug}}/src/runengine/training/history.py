@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import math
 import time
@@ -21,7 +22,7 @@ from ..tracking.tracker import Row, Tracker
 
 STEPS_A_ROW = 50  # as often the tracker gets a row between the epochs; on a GPU it is waited for then
 
-STATE = ("rows", "since", "phase", "epochs_before", "steps_before")
+STATE = ("since", "phase", "epochs_before", "steps_before")
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class History(Callback):
         self.metric, self.mode = metric, mode
         self.tracker: Tracker | None = None  # rank 0 gets one
         self.rows: list[Row] = []
+        self.lines: list[str] = []  # the same as JSON: a checkpoint is written as quickly after a thousand epochs
+        self.columns: dict[str, None] = {}  # of the file
+        self.num_written = 0  # rows that this process has put into the file
         self.since = 0  # the first row that this metric could choose
         self.clock = Clock()
         self.epoch_clock = Clock()
@@ -65,6 +69,7 @@ class History(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = not self.more
         if self.tracker:  # also where no epoch was left: the file may have been damaged since
+            self.num_written = 0
             self.write()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,6 +113,7 @@ class History(Callback):
             "step": self.steps_before + trainer.global_step,
         }
         self.rows.append({**place, **metrics})
+        self.lines.append(json.dumps(self.rows[-1]))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
         if self.tracker:
@@ -117,8 +123,10 @@ class History(Callback):
                 self.rows[-1]
                 | {"speed/epoch_s": self.epoch_clock.s(), "speed/examples_per_s": self.epoch_clock.examples_per_s()}
             )
+        if self.metric is None or self.metric in metrics:
+            return
         logged = {name for row in self.rows for name in row} - place.keys()
-        if self.metric is not None and self.metric not in logged and (self.validated or not validates(trainer)):
+        if self.metric not in logged and (self.validated or not validates(trainer)):
             trainer.save_checkpoint(self.last)  # to be resumed from
             names = ", ".join(sorted(logged)) or "nothing"
             raise UserError(
@@ -145,12 +153,23 @@ class History(Callback):
             self._track({"step": best["step"], **named})
 
     def write(self) -> None:
+        """Put what is new into the file: the last rows, or all of them where it is not there or lacks a column."""
+        new = self.rows[self.num_written :]
+        names = {name for row in new for name in row}
+        whole = not (self.num_written and names <= self.columns.keys() and self.file.is_file())
+        if whole:
+            new, self.columns = self.rows, dict.fromkeys(name for row in self.rows for name in row)
         text = io.StringIO()
-        columns = dict.fromkeys(name for row in self.rows for name in row)
-        table = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.rows)
-        atomic_write(self.file, text.getvalue())
+        table = csv.DictWriter(text, fieldnames=list(self.columns), lineterminator="\n")
+        if whole:
+            table.writeheader()
+        table.writerows(new)
+        if whole:
+            atomic_write(self.file, text.getvalue())
+        else:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        self.num_written = len(self.rows)
 
     def best(self) -> Row:
         """The row of `best.ckpt`: the best monitored value, the last one if none is monitored; empty without rows."""
@@ -161,11 +180,15 @@ class History(Callback):
         return (min if self.mode == "min" else max)(rows, key=lambda row: row[metric])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": [self.metric, self.mode], **{name: getattr(self, name) for name in STATE}}
+        rows = "\n".join(self.lines)
+        return {"monitor": [self.metric, self.mode], "rows": rows, **{name: getattr(self, name) for name in STATE}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in STATE:
             setattr(self, name, state_dict[name])
+        rows = state_dict["rows"]  # a list, in checkpoints of November 2026
+        self.lines = rows.splitlines() if isinstance(rows, str) else [json.dumps(row) for row in rows]
+        self.rows, self.num_written = [json.loads(line) for line in self.lines], 0
         if state_dict["monitor"] != [self.metric, self.mode]:  # resumed with another: what is best begins again
             self.since = len(self.rows)
 
