@@ -384,8 +384,12 @@ def test_rows_are_added_to_the_file_and_not_all_written_again(
     run_training: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    write = history.atomic_write
-    monkeypatch.setattr(history, "atomic_write", lambda file, text: (written.append(text), write(file, text)))
+
+    def write(file: Path, text: str) -> None:
+        written.append(text)
+        files.atomic_write(file, text)
+
+    monkeypatch.setattr(history, "atomic_write", write)
     run = run_training("trainer.max_epochs=6", "+trainer.check_val_every_n_epoch=2", "monitor.metric=train/loss")
     text = run.history.read_text()
     assert [len(each.splitlines()) for each in written] == [2, 3, 7]  # the first; the first with `val`; at the end
