@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ class Answer:
 Bake = Callable[..., Project]
 
 
-def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, expect: int | None = 0) -> Answer:
-    """Run a command to its end; a failure shows what it printed. `expect=None` takes any exit status."""
-    done = subprocess.run(
-        [str(part) for part in command],
+def start(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
         cwd=cwd,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -72,6 +72,17 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, e
         text=True,
         encoding="utf-8",
     )
+
+
+def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, expect: int | None = 0) -> Answer:
+    """Run a command to its end; a failure shows what it printed. `expect=None` takes any exit status."""
+    words = [str(part) for part in command]
+    try:
+        done = start(words, cwd, env)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        done = start(words, cwd, env)  # a sandbox's kernel could not read the name, once in CI: nothing was started
     answer = Answer(done.returncode, done.stdout)
     assert expect is None or done.returncode == expect, (
         f"{command} ended with {done.returncode}:\n{done.stdout[-6000:]}"
