@@ -39,10 +39,9 @@ class Work:
     input_shape: tuple[int, int, int]
     model: str
     epochs: int
-    more: tuple[str, ...] = ()  # settings
 
 
-QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * BATCH_SIZE, (1, 8, 8), "", 3, ("tracking.log_model=false",))
+QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * BATCH_SIZE, (1, 8, 8), "", 3)
 WORKS = {
     "cpu": [
         Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
@@ -93,7 +92,6 @@ class Loops:
             f"data.input_shape=[{','.join(map(str, work.input_shape))}]",
             f"data.batch_size={BATCH_SIZE}",
             f"model._target_={work.model or f'{package}.model.CNN'}",
-            *work.more,
         ]
         if device != "cpu":
             self.overrides.append("trainer.precision=32-true")  # as the bare loop

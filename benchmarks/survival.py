@@ -39,7 +39,7 @@ SETTINGS = (
     "optimizer.lr=0.02", "lr_scheduler=cosine", "lr_scheduler.scheduler.T_max=4",
 )  # fmt: skip
 CHECKPOINT = "checkpoints/last.ckpt"
-QUICK = ("trainer.max_epochs=3", "tracking.log_model=false")
+QUICK = ("trainer.max_epochs=3",)
 MOST_ATTEMPTS = 9  # to kill a training before it ends by itself
 MOVES = ("the run", "the project", "both")
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

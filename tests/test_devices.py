@@ -24,7 +24,7 @@ pytestmark = [
 
 # full batches and no dropout: then the devices' number changes the rounding and nothing else
 SETTINGS = (
-    "model=mlp", "model.dropout=0", "trainer.max_epochs=3", "trainer.limit_train_batches=8", "tracking.log_model=false"
+    "model=mlp", "model.dropout=0", "trainer.max_epochs=3", "trainer.limit_train_batches=8"
 )  # fmt: skip
 ONE = (*SETTINGS, "trainer=cpu")
 DDP = (*SETTINGS, "trainer=ddp", "trainer.accelerator=cpu")
@@ -118,7 +118,7 @@ def work(tmp_path: Path, project: Path, python: Path) -> Workplace:
 
 @pytest.mark.parametrize("starter", STARTERS)
 def test_one_run_of_two_processes_is_the_run_of_one(work: Workplace, starter: str) -> None:
-    assert "not exported" not in work.train(starter, *DDP, "tracking.log_model=true")
+    assert "not registered" not in work.train(starter, *DDP, "register=true")
     (ddp,) = work.runs()
     assert (ddp / "model/MLmodel").is_file()
     assert work.mlflow_runs() == [("FINISHED", 3)]

@@ -26,7 +26,7 @@ from conftest import CHOICES, PROJECT, Answer, Bake, commit, run
 pytestmark = pytest.mark.slow
 
 SSHD = Path("/usr/sbin/sshd")
-SHORT = "trainer=cpu trainer.max_epochs=2 trainer.limit_train_batches=3 tracking.log_model=false"
+SHORT = "trainer=cpu trainer.max_epochs=2 trainer.limit_train_batches=3"
 PERSON = {f"GIT_{who}_{what}": "x@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 WEIGHTS = """
 import hashlib, sys, torch

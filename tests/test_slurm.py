@@ -18,7 +18,7 @@ from conftest import ROOT, Answer, run
 pytestmark = pytest.mark.slow
 
 SMALL = ("trainer=cpu", "launch.cpus=1", "launch.memory_gb=2")  # 4 CPUs and 8 GB a node
-LONG = ("trainer=cpu", "trainer.max_epochs=15", "tracking.log_model=false")  # some seconds: time to be interrupted
+LONG = ("trainer=cpu", "trainer.max_epochs=15")  # some seconds: time to be interrupted
 ONE_TASK = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=2G", "--nodelist=n1")
 
 

@@ -39,16 +39,14 @@ print("failed", sum(process.exitcode != 0 for process in processes))
 
 
 def test_killed_trainings_end_like_one_that_was_left_alone(project: Path, tmp_path: Path) -> None:
-    kills = survive(project, "my_project", NUM_KILLS, 0, tmp_path)
+    kills = survive(project, "my_project", NUM_KILLS, 0, tmp_path, ("register=true",))
     lost = [kill for kill in kills if not kill.survived()]
     assert not lost
     assert sum(kill.left for kill in kills) >= NUM_KILLS // 3  # else they were killed before anything was at stake
 
 
 def test_killed_trainings_that_were_moved_or_damaged_end_alike_or_are_refused(project: Path, tmp_path: Path) -> None:
-    kills = survive(
-        project, "my_project", NUM_CHANGED, 1, tmp_path, ("tracking.log_model=false",), move=True, damage=True
-    )
+    kills = survive(project, "my_project", NUM_CHANGED, 1, tmp_path, move=True, damage=True)
     assert not [kill for kill in kills if not kill.survived()]
     moved = [kill for kill in kills if kill.change.startswith("moved")]
     assert len(moved) == NUM_CHANGED // 2

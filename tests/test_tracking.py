@@ -27,7 +27,6 @@ pytestmark = pytest.mark.slow
 TOO_LARGE = (
     "the request is larger than 1 MB. Send fewer examples at once, or start the server with another limit: --max-mb 2\n"
 )
-SMALL = "tracking.log_model=false"  # where the model is not what is looked at
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -49,7 +48,7 @@ def test_a_full_disk_under_the_database_does_not_stop_a_training(project: Path, 
         f"mount -t tmpfs -o size=3m none {disk}\n"
         f"{python} -c 'from runengine.tracking.mlflow_client import mlflow_client as m; m(\"sqlite:///{disk}/mlflow.db\")'\n"
         f"cat /dev/zero > {disk}/fill 2>/dev/null || true\n"
-        f"{python} -m my_project.train trainer.max_epochs=3 {SMALL} run_dir={tmp_path}/run\n"
+        f"{python} -m my_project.train trainer.max_epochs=3 run_dir={tmp_path}/run\n"
         f"rm {disk}/fill\n"
         f"{python} -m runengine sync {tmp_path}/run\n"
     )
@@ -120,7 +119,7 @@ def repository(demo: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
     commit(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
     python = demo[0] / ".venv/bin/python"
-    run(python, "-m", "my_project.train", "trainer.max_epochs=3", "model=mlp", SMALL, cwd=copy, env=environment)
+    run(python, "-m", "my_project.train", "trainer.max_epochs=3", "model=mlp", cwd=copy, env=environment)
     return copy
 
 

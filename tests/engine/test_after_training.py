@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from ml_project.evaluate import evaluate
 from ml_project.model import CNN
 from mlflow import MlflowClient
 from runengine import Run, UserError, save_model, save_test_metrics
+from runengine.tracking.export import have_model
 from runengine.tracking.registry import promote, serve
 from torch import Tensor, nn
 
@@ -37,17 +38,11 @@ def test_a_mistake_in_the_owners_figure_leaves_the_run_finished(
         patch.setattr("ml_project.plots.learning_curve", mistake)
         run = run_training("trainer.max_epochs=1", "tracking=mlflow")
     said = run.log.read_text()
-    assert (
-        "the training is finished, but an error came after it: ValueError: no such curve. "
-        f"Make what is missing with: python -m ml_project.evaluate {run.folder}"
-    ) in said
+    assert "the training is finished and can be used, but an error came after it: ValueError: no such curve" in said
     assert 'raise ValueError("no such curve' in said  # with the place
     assert run.finished()
     assert status(run) == "FINISHED"
     assert not run.error.exists()
-
-    with pytest.raises(UserError, match=r" has no model to serve: none was exported. To export it again: python -m "):
-        promote(run)
     assert "test/loss" in evaluate(run)
     assert promote(run) == 1
 
@@ -76,25 +71,68 @@ def test_a_model_whose_exported_program_answers_otherwise_is_not_saved(
     with monkeypatch.context() as patch:
         patch.setattr(CNN, "forward", forward)
         run = run_training("trainer.max_epochs=1", "tracking=mlflow", "register=true", "model=cnn")
-        why = run.model_refused.read_text().strip()
-        assert why.startswith("the exported model answers otherwise than the model, by up to 0.")
-        assert f"the model was not exported: {why}" in run.log.read_text()
-        assert not run.model.exists()
-        assert run.finished()
-        assert status(run) == "FINISHED"
+        why = f"the model of {run.folder} is not exported: the exported model answers otherwise than the model, by up"
+        assert f"the model is not registered: {why} to 0." in run.log.read_text()
+        assert run.log.read_text().count("Try again: make promote\n") == 1
         for refuses in (promote, lambda run: serve(1, "127.0.0.1", "digits", run)):
             with pytest.raises(UserError) as error:
                 refuses(run)
-            assert str(error.value) == (
-                f"{run.folder} has no model to serve: {why} "
-                f"To export it again: python -m ml_project.evaluate {run.folder}"
-            )
+            assert str(error.value).startswith(why)
+        assert not list(run.folder.glob("model*"))
+        assert run.finished()
+        assert status(run) == "FINISHED"
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     assert not client.search_registered_models()
-    assert "model_refused.txt" in {file.path for file in client.list_artifacts(run.mlflow_run_id.read_text().strip())}
-    evaluate(run)  # the mistake is corrected
-    assert not run.model_refused.exists()
+    assert promote(run) == 1  # the mistake is corrected
+    assert "model" in {file.path for file in client.list_artifacts(str(run.mlflow_id()))}
+
+
+def test_a_model_that_was_exported_is_not_kept_when_the_training_goes_on(run_training: Train) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "register=true", "model=mlp")
+    assert run.model.is_dir()
+    run_training(f"run_dir={run.folder}", "trainer.max_epochs=2", "register=false")
+    assert not run.model.exists()
     assert promote(run) == 1
+    assert run.model.is_dir()
+
+
+def test_code_that_changed_since_the_training_is_named_when_a_model_is_exported(
+    run_training: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "model=mlp")
+    known = json.loads(run.fingerprint.read_text())
+    assert "model.py" in known
+    run.fingerprint.write_text(json.dumps({**known, "model.py": "another", "gone.py": "is not there any more"}))
+    assert promote(run) == 1
+    said = "the model is exported by today's code: gone.py, model.py changed since the run was trained\n"
+    assert said in "".join(capsys.readouterr())
+    assert promote(run) == 1  # what is there is taken
+    assert "exported" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("more", ["", "evaluate_ages.py"])
+def test_what_exports_the_model_of_a_second_script(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: str
+) -> None:
+    """`predict`, unless the script is of another task."""
+    import ml_project
+
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "model=mlp")
+    run.about.write_text(run.about.read_text().replace("ml_project.train", "ml_project.ages"))
+    if not more:
+        assert run.export_module() == "ml_project.predict"
+        return
+    (tmp_path / more).touch()
+    monkeypatch.setattr(ml_project, "__path__", [*ml_project.__path__, str(tmp_path)])
+    with pytest.raises(UserError) as refused:
+        have_model(run)
+    assert str(refused.value) == (
+        f"{run.folder} has no model to serve: src/ml_project/predict_ages.py has no function `export(run)` that makes "
+        "it. Write one: it calls runengine.save_model."
+    )
+    (tmp_path / "predict_ages.py").write_text("from ml_project.predict import export\n", encoding="utf-8")
+    run.about.write_text(run.about.read_text().replace("ml_project.ages", "ml_project.train"))
+    assert run.export_module() == "ml_project.predict"
 
 
 class Tokens(nn.Module):
@@ -114,7 +152,7 @@ def test_what_is_exported_takes_and_gives_what_the_batch_shows(tmp_path: Path) -
 
     torch.manual_seed(0)
     model, tokens_BL = Tokens(), torch.randint(10, (5, 4))
-    assert save_model(Run(tmp_path), model, tokens_BL, {"words": ["a"]})
+    save_model(Run(tmp_path), model, tokens_BL, {"words": ["a"]})
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     (given,), (got,) = loaded.metadata.signature.inputs.inputs, loaded.metadata.signature.outputs.inputs
     assert (given.type, given.shape) == (np.dtype("int64"), (-1, 4))
@@ -131,16 +169,17 @@ class Mean(nn.Module):
         return numbers_BF.mean()
 
 
-def test_a_model_without_a_row_for_each_example_is_not_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_a_row_for_each_example_is_not_saved(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        assert not save_model(run, Mean(), torch.ones(4, 2), {})
-    sentence = "a served model must give one tensor with a row for each of 4 inputs, got ()."
-    assert run.model_refused.read_text() == f"{sentence}\n"
-    assert f"the model was not exported: {sentence}" in caplog.text
-    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("model")) == ["model_refused.txt"]
-    assert save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
-    assert not run.model_refused.exists()
+    with pytest.raises(UserError) as refused:
+        save_model(run, Mean(), torch.ones(4, 2), {})
+    assert str(refused.value) == (
+        f"the model of {tmp_path} is not exported: a served model must give one tensor with a row for each of 4 "
+        "inputs, got ()."
+    )
+    assert not list(tmp_path.glob("model*"))
+    save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
+    assert run.model.is_dir()
 
 
 @pytest.mark.parametrize("started", [{"LOCAL_RANK": "1"}, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}])
@@ -151,7 +190,7 @@ def test_only_the_first_of_several_processes_writes_a_model(
         monkeypatch.setenv(name, value)
     run = Run(tmp_path / "run")
     (run.folder / "model.new").mkdir(parents=True)  # what the first is writing
-    assert not save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
+    save_model(run, nn.Linear(2, 3), torch.ones(4, 2), {})
     save_test_metrics(run, {"test/loss": 1.0})
     assert [file.name for file in run.folder.iterdir()] == ["model.new"]
 
@@ -160,7 +199,7 @@ def test_a_cut_out_example_makes_a_model_that_takes_any_batch(tmp_path: Path) ->
     import mlflow
 
     run, model = Run(tmp_path), nn.Linear(3, 2)
-    assert save_model(run, model, torch.randn(8, 5)[:, 1:4], {})
+    save_model(run, model, torch.randn(8, 5)[:, 1:4], {})
     rows = torch.randn(2, 3)
     served = mlflow.pyfunc.load_model(str(run.model)).predict(rows.numpy())
     torch.testing.assert_close(torch.from_numpy(served), model(rows).detach())

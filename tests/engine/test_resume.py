@@ -352,13 +352,13 @@ def test_a_run_whose_small_files_are_damaged_is_resumed(
 ) -> None:
     """As a power cut leaves them. What is known in spite of it is in MLflow."""
     monkeypatch.setattr(files, "_said", set())
-    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow", "tracking.log_model=false")
+    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow")
     run.error.write_text("as if it had failed\n")
     found = [run.folder / name for name in SMALL_FILES if (run.folder / name).exists()]
     assert len(found) > 8
     for file in found:
         file.write_bytes(DAMAGES[damage](file.read_bytes()))
-    run_training("trainer.max_epochs=2", HERE, "tracking=mlflow", "tracking.log_model=false")
+    run_training("trainer.max_epochs=2", HERE, "tracking=mlflow")
     assert run.finished()
     assert same(run, run_training("trainer.max_epochs=2"))
     printed = "".join(capsys.readouterr())
@@ -413,7 +413,7 @@ def test_rows_of_an_earlier_checkpoint_are_read(run_training: Train) -> None:
 
 
 def test_an_id_that_is_damaged_is_found_again(run_training: Train) -> None:
-    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow", "tracking.log_model=false")
+    run = run_training("trainer.max_epochs=1", HERE, "tracking=mlflow")
     run_id = run.mlflow_id()
     run.mlflow_run_id.write_bytes(b"\0" * 33)
     run_training("trainer.max_epochs=2", HERE)

@@ -56,7 +56,7 @@ def everything(folder: Path) -> set[str]:
 def test_what_is_typed_in_a_subfolder_happens_in_the_root(here: Path, command: Command) -> None:
     before, package = everything(here), here / "src/ml_project"
     modules = everything(package)
-    settings = [*SHORT, "tracking=mlflow", "tracking.log_model=false"]
+    settings = [*SHORT, "tracking=mlflow"]
     said = command("notebooks", TRAIN, *settings, PYTHONPATH="../src")  # from there on, too
     (run,) = (here / "runs/digits").iterdir()
     assert f"run {run.relative_to(here)}\n" in said

@@ -92,9 +92,7 @@ def test_a_run_folder_holds_what_it_promises(run_training: Train) -> None:
     assert {re.sub(r"events.*", "events", name) for name in names} - {"uncommitted.diff"} == {
         ".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/fingerprint.json", "config.yaml",
         "data.json", "environment.json", "history.csv", "learning_curve.png", "metrics.json", "metrics.jsonl",
-        "mlflow_run_id", "mlflow_sent.json", "model/MLmodel", "model/conda.yaml", "model/data/model.pt2",
-        "model/input_example.json", "model/python_env.yaml", "model/requirements.txt",
-        "model/serving_input_example.json", "run.json", "starts.jsonl", "tensorboard/events", "train.log",
+        "mlflow_run_id", "mlflow_sent.json", "run.json", "starts.jsonl", "tensorboard/events", "train.log",
     }  # fmt: skip
     assert "epoch 2 of 2" in (run.folder / "train.log").read_text()
 

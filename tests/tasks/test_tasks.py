@@ -222,7 +222,7 @@ torch.save(task.state_dict(), "as_said.pt")
 def test_sweep_seeds_and_search(project: Project, task: Task) -> None:
     sweeps = project.folder / "runs" / experiment(project)
 
-    project.train("-m", "seed=1,2", "trainer.max_epochs=1", "tracking.log_model=false")
+    project.train("-m", "seed=1,2", "trainer.max_epochs=1")
     sweep = newest(sweeps)
     assert [row["state"] for row in rows(sweep / "sweep.csv")] == ["finished"] * 2
     (parent,) = mlflow_runs(project, sweep.name)
@@ -310,11 +310,10 @@ def serving(project: Project, run: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("task", [TASKS[2]], ids=["segmentation"])
 def test_the_exported_model_answers_like_its_own(project: Project, task: Task) -> None:
-    assert "MLmodel" in {file.name for file in (project.folder / "runs/straight/model").iterdir()}
     answers = project.ask(
         "(lambda images, served: [(torch.from_numpy(served.predict(images.numpy())) > 0.5).tolist(),"
         " predict(run, images).tolist()])(torch.rand(7, 1, 16, 16),"
-        " __import__('mlflow').pyfunc.load_model(str(run.model)))"
+        " export(run) or __import__('mlflow').pyfunc.load_model(str(run.model)))"
     )
     assert answers[0] == answers[1]
 

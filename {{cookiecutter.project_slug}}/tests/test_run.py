@@ -45,5 +45,10 @@ def test_predict_agrees_with_evaluate(run: runengine.Run, metrics: dict[str, flo
     assert answers["probability"].tolist() == pytest.approx(evaluated["probability"].tolist(), rel=1e-4)
 
 
+def test_the_model_is_exported(run: runengine.Run) -> None:
+    predict.export(run)  # compares the answers
+    assert run.model.is_dir()
+
+
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
     assert_resumes_exactly(train, short)

@@ -8,8 +8,6 @@ The result goes into the run's folder and into its MLflow run.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,21 +18,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WORST = 25  # mistakes that are shown
-SUMMARY = "Measure a run's best checkpoint on the test split."
 
 
 def evaluate(run: runengine.Run) -> dict[str, float]:
     """`test/loss` and `test/accuracy` of the run's best checkpoint.
 
     Writes `test_metrics.json`, `test_predictions.csv`, `per_class.csv`, `confusion_matrix.png` and, of pictures,
-    `worst_mistakes.png`; exports the model again, if that failed after the training.
+    `worst_mistakes.png`.
     """
     import pandas as pd
     import torch
 
     from .data import as_float
     from .plots import confusion_matrix, worst_mistakes
-    from .predict import export
 
     cfg, task, data = runengine.load(run)
     tested = runengine.evaluation_trainer().test(task, data, verbose=False)[0]
@@ -55,8 +51,6 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
             f"{classes[labels_N[n]]}, taken for {classes[predicted_N[n]]} ({probability_N[n]:.0%})" for n in worst
         ]
         run.save_figure("worst_mistakes.png", worst_mistakes(images_NCHW.numpy(), titles))
-    if not run.model.is_dir():
-        export(run)
     runengine.save_test_metrics(run, metrics)
     return metrics
 
@@ -72,16 +66,5 @@ def per_class(labels_N: np.ndarray, predicted_N: np.ndarray, classes: Sequence[s
     return pd.DataFrame({"class": classes, "images": images, "precision": precision, "recall": recall, "f1": f1})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
-    parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
-    run = runengine.find(parser.parse_args().run)
-    metrics = evaluate(run)
-    print(f"test accuracy  {metrics['test/accuracy']:.4f}")
-    print(f"run folder     {os.path.relpath(run.folder)}")
-    print("see it         make mlflow")
-
-
 if __name__ == "__main__":
-    with runengine.friendly_errors():
-        main()
+    runengine.measure(evaluate, lambda metrics: f"test accuracy  {metrics['test/accuracy']:.4f}")

@@ -123,14 +123,12 @@ def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any
 
 
 def export(run: Run) -> None:
-    """Write the best model for MLflow, `make promote` and `make serve`: images N C H W in, probabilities N K out."""
+    """Write the best model for `make promote` and `make serve`: images N C H W in, probabilities N K out."""
     import torch
 
     from .data import as_float
 
-    cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
+    _, task, data = runengine.load(run)
     images_NCHW = as_float(data.split("val").images_NCHW.rows[:64])
     kept = {key: value for key, value in runengine.read_data(run).items() if key in KEPT}
     runengine.save_model(run, torch.nn.Sequential(task.model, torch.nn.Softmax(dim=1)), images_NCHW, kept)

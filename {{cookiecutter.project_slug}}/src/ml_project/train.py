@@ -26,7 +26,6 @@ def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     import pytorch_lightning as pl
 
     from .plots import learning_curve
-    from .predict import export
 
     data = build_data(cfg)
     data.setup("fit")  # a missing or damaged file ends it here, before anything is written
@@ -39,7 +38,6 @@ def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     with run:  # its folder is made, locked, and records what happens from here on
         trainer.fit(task, data, ckpt_path=run.resume_from, weights_only=True)
         run.save_figure("learning_curve.png", learning_curve(run.epochs))
-        export(run)
 
 
 def build_data(cfg: DictConfig) -> ImageData:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .settings.start import typed_path as typed_path
     from .tracking.export import save_model as save_model
     from .tracking.registry import load_model as load_model
+    from .tracking.results import measure as measure
     from .tracking.results import save_test_metrics as save_test_metrics
     from .training.options import evaluation_trainer as evaluation_trainer
     from .training_run import TrainingRun as TrainingRun
@@ -58,7 +59,8 @@ HOMES = {
     "typed_table": "data.table_files", "write_table": "data.table_files",
     "StoredArray": "data.arrays", "download": "data.download",
     "loader": "data.loader", "suggested_workers": "data.loader",
-    "save_model": "tracking.export", "load_model": "tracking.registry", "save_test_metrics": "tracking.results",
+    "save_model": "tracking.export", "load_model": "tracking.registry",
+    "save_test_metrics": "tracking.results", "measure": "tracking.results",
     "evaluation_trainer": "training.options",
     "Trained": "runs.weights", "load": "runs.weights", "load_weights": "runs.weights",
 }  # fmt: skip

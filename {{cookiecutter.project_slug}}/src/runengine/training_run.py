@@ -28,7 +28,7 @@ from .runs.open_run import open_run
 from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
-from .settings.errors import INTERRUPTED, RESUME_ME, explain
+from .settings.errors import INTERRUPTED, RESUME_ME, UserError, explain
 from .settings.files import atomic_file, atomic_write
 from .tracking.mlflow_client import Access
 from .training import distributed
@@ -168,9 +168,8 @@ class TrainingRun(Run):
         if mistake:  # an error in a figure, a table or an export must not fail a training that is finished
             kind, error, trace = None, None, None
             log.warning(
-                "the training is finished, but an error came after it: %s. Make what is missing with: %s",
+                "the training is finished and can be used, but an error came after it: %s",
                 explain(mistake) or f"{type(mistake).__name__}: {first_line(mistake)}",
-                self.test_command(),
                 exc_info=mistake,
             )
         try:
@@ -205,10 +204,23 @@ class TrainingRun(Run):
         self.rows.track_rows()  # needed where no epoch was left to train
         self.rows.track_best()
         self._write_metrics()
+        if self.cfg.get("register"):
+            self._export()
         self.tracker.close("FINISHED", give_up=self.signals.received)
         self._write_metrics()  # by now MLflow may have given the run its id
         if self.test_module() and "DVC_STAGE" not in os.environ and not Run(self.folder.parent).is_sweep():
             log.info("measure it:    %s\ncompare runs:  make runs, make mlflow", self.test_command())
+
+    def _export(self) -> None:
+        """For the registry; what goes wrong does not fail a training that is finished."""
+        from .tracking.export import have_model
+
+        try:
+            have_model(self)
+        except Exception as error:
+            sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
+            unexpected = None if isinstance(error, UserError) else error
+            log.warning("the model is not registered: %s Try again: make promote", sentence, exc_info=unexpected)
 
     def _write_metrics(self) -> None:
         known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`

@@ -19,8 +19,6 @@ def predict(run: runengine.Run, beginning: str, length: int) -> str:
 
 
 def export(run: runengine.Run) -> None:
-    cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
+    _, task, data = runengine.load(run)
     codes_BT = torch.stack([data.val[index][0] for index in range(len(data.val))])
     runengine.save_model(run, task.model, codes_BT, {"first": " ", "count": 128})

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     import pytorch_lightning as pl
 
-    from .predict import export
-
     data, task = build_data(cfg), build_task(cfg)
     run.start_from(task, cfg.init_from)
     callbacks, loggers = runengine.build_all(cfg.callbacks), runengine.build_all(cfg.loggers)
     trainer = pl.Trainer(**run.trainer_options(task, callbacks=callbacks, loggers=loggers))
     with run:
         trainer.fit(task, data, ckpt_path=run.resume_from, weights_only=True)
-        export(run)
 
 
 def build_data(cfg: DictConfig) -> pl.LightningDataModule:

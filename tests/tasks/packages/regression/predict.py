@@ -25,8 +25,6 @@ def predict(run: runengine.Run, rows_NF: Tensor) -> Tensor:
 
 
 def export(run: runengine.Run) -> None:
-    cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
+    _, task, data = runengine.load(run)
     rows_NF = torch.stack([rows_F for rows_F, _ in data.val])
     runengine.save_model(run, Unscaled(task, data.mean, data.std), rows_NF, {"unit": "progress"})

@@ -25,7 +25,5 @@ def predict(run: runengine.Run, images_B1HW: Tensor) -> Tensor:
 
 
 def export(run: runengine.Run) -> None:
-    cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
+    _, task, data = runengine.load(run)
     runengine.save_model(run, Probability(task), data.val.tensors[0], {})

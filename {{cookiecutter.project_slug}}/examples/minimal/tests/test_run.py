@@ -12,7 +12,7 @@ import runengine
 from runengine.testing import assert_resumes_exactly
 
 from ml_project.evaluate import evaluate
-from ml_project.predict import predict
+from ml_project.predict import export, predict
 from ml_project.train import train
 
 
@@ -23,6 +23,8 @@ def test_one_epoch_trains_evaluates_and_predicts(short: list[str], processed: Pa
     answers_N = torch.from_numpy(predict(str(run.folder), rows[:, :-1]))
     loss = runengine.load(run).task.loss(answers_N, torch.from_numpy(rows[:, -1]))
     assert evaluate(run)["test/loss"] == pytest.approx(float(loss), rel=1e-4)
+    export(run)  # compares the answers
+    assert run.model.is_dir()
 
 
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:

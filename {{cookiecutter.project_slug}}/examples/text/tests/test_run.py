@@ -106,5 +106,10 @@ def test_what_is_no_text_has_no_answer(run: runengine.Run, processed: Path) -> N
     assert np.isnan(answers_5K[1:]).all()
 
 
+def test_the_model_is_exported(run: runengine.Run) -> None:
+    predict.export(run)  # compares the answers
+    assert run.model.is_dir()
+
+
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:
     assert_resumes_exactly(train, short)

@@ -39,6 +39,7 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
             outdated += [run.starts, run.history, run.metric_rows, run.mlflow_run_id, run.mlflow_sent, run.unsent]
         for file in outdated:
             file.unlink(missing_ok=True)
+        shutil.rmtree(run.model, ignore_errors=True)  # of weights that this start may replace
         run.checkpoints.mkdir(exist_ok=True)
         open_log(run.log)
         provenance.record_start(run)

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..settings import process, project
+from ..settings import code, process, project
 from ..settings.check import check
 from ..settings.config import RECORDED_ONLY, deciding, flatten, typed_key
 from ..settings.console import listed
@@ -172,6 +172,17 @@ def read_fingerprint(run: Run) -> dict[str, Any]:
         return before
     except (OSError, ValueError):
         return {}
+
+
+def code_changed_since(run: Run) -> list[str]:
+    """Files of the owner's code that decide a result, and differ from those that the run was trained with.
+
+    None where that is not known: no single version has trained a run that was resumed with other code.
+    """
+    owner = code.hashes()
+    now = {f"{name}.py": sha256 for name, sha256 in owner["programs"].items()} | owner["modules"]
+    before = {name: sha256 for name, sha256 in read_fingerprint(run).items() if name.endswith(".py")}
+    return sorted(name for name, sha256 in before.items() if now.get(name) != sha256)
 
 
 def _parents(key: str) -> set[str]:

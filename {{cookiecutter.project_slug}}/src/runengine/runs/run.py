@@ -77,8 +77,7 @@ class Run:
     history = File("history.csv")
     metrics = File("metrics.json")
     test_metrics = File("test_metrics.json")
-    model = File("model")
-    model_refused = File("model_refused.txt")  # why there is no model
+    model = File("model")  # for serving: made when it is asked for
     model_card = File("model-card.md")
     data_sheet = File("data-sheet.md")
     starts = File("starts.jsonl")
@@ -165,6 +164,12 @@ class Run:
         evaluate = (self.test_module() or "evaluate").rpartition(".")[2]
         return f"python -m {self.module().rpartition('.')[0]}.{evaluate} {self.folder}"
 
+    def export_module(self) -> str:
+        """The owner's `predict`; for a script with an `evaluate_<script>` of its own only `predict_<script>`."""
+        package, _, script = self.own_module().rpartition(".")
+        own = (f"{package}.predict_{script}", f"{package}.evaluate_{script}")
+        return own[0] if any(importlib.util.find_spec(name) for name in own) else f"{package}.predict"
+
     def mlflow_id(self) -> str | None:
         """None where MLflow has not answered yet, or the file is damaged."""
         text = self.mlflow_run_id.read_bytes().strip() if self.mlflow_run_id.is_file() else b""
@@ -228,7 +233,7 @@ def _how_to_have_config(run: Run) -> str:
 
 @cache
 def _say_once(sentence: str) -> None:
-    """A run is loaded to be measured, and again to be exported."""
+    """A command may load a run several times."""
     print(sentence, file=sys.stderr)
 
 

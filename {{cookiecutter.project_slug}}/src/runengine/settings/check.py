@@ -101,8 +101,8 @@ def check(cfg: DictConfig, config_name: str, overrides: Sequence[str] = ()) -> N
     for key, allowed in ALLOWED.items():
         if key in settings and settings[key] not in allowed:
             raise UserError(f"{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {settings[key]}.")
-    if settings.get("register") and not (settings["tracking.mlflow_uri"] and settings["tracking.log_model"]):
-        raise UserError("register=true needs a model in MLflow. Leave out tracking=off and tracking.log_model=false.")
+    if settings.get("register") and not settings["tracking.mlflow_uri"]:
+        raise UserError("register=true needs MLflow's registry. Leave out tracking=off.")
     for key in ("experiment_name", "name"):
         name = settings.get(key)
         if isinstance(name, bool) or (key == "experiment_name" and isinstance(name, int | float)):

@@ -19,6 +19,7 @@ from ..settings import project
 from ..settings.config import compose
 from ..settings.errors import UserError
 from . import mlflow_client
+from .export import have_model
 from .mlflow_sync import register
 from .payload import registered_name
 from .sync import send_all
@@ -37,7 +38,7 @@ def promote(run: Run) -> int:
     """Make the run's model a version in the registry, and that one the champion; returns the version.
 
     Raises:
-        UserError: the run is not finished, is not tracked, has no model, or MLflow does not take it.
+        UserError: the run is not finished or not tracked, its model cannot be exported, or MLflow does not take it.
     """
     if not run.finished():
         raise UserError(f"{run.folder} is not finished. Run: {run.resume_command()}")
@@ -47,7 +48,7 @@ def promote(run: Run) -> int:
         raise UserError(
             f"{run.folder} was trained with tracking=off: MLflow does not know it. Train with tracking=mlflow."
         )
-    _refuse_without_model(run)
+    have_model(run)
     name = registered_name(cfg.experiment_name)
     try:
         send_all(run, uri)
@@ -63,7 +64,7 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None, max_mb:
     """Serve the champion of the experiment, or the model of this run, until it is stopped; returns the exit status.
 
     Raises:
-        UserError: there is no champion, the run has no model, or the port is taken.
+        UserError: there is no champion, the run's model cannot be exported, or the port is taken.
     """
     mlflow_client.refuse_taken_port(host, port)
     env = {}
@@ -72,7 +73,7 @@ def serve(port: int, host: str, experiment: str, run: Run | None = None, max_mb:
         model = champion(experiment)
         served = f"{model}, {_promoted(uri, registered_name(experiment))}"
     else:
-        _refuse_without_model(run)
+        have_model(run)
         model = served = str(run.model)
     address = f"http://{host}:{port}"
     print(f"{served}: {address}   (Ctrl-C ends it)")
@@ -137,14 +138,6 @@ def _others(uri: str) -> str:
         return ""
     found = sorted(each.name.removeprefix(own) for each in known if ALIAS in each.aliases and each.name.startswith(own))
     return "".join(f', or: make serve ARGS="--experiment {experiment}"' for experiment in found)
-
-
-def _refuse_without_model(run: Run) -> None:
-    if run.model.is_dir():
-        return
-    refused = run.model_refused
-    why = refused.read_text(encoding="utf-8").strip() if refused.is_file() else "none was exported."
-    raise UserError(f"{run.folder} has no model to serve: {why} To export it again: {run.test_command()}")
 
 
 def main() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from ..runs.find import find
 from ..runs.run import Run, load_config
 from ..settings import process
+from ..settings.errors import friendly_errors
 from ..settings.files import atomic_write
 from . import mlflow_client, payload
 from .sync import note, send_all
@@ -43,3 +47,24 @@ def save_test_metrics(run: Run, metrics: Mapping[str, float]) -> None:
     except Exception as error:
         why = mlflow_client.why(error)
         print(f"warning: MLflow did not get this ({why}). Send it later: make sync", file=sys.stderr)
+
+
+def measure(evaluate: Callable[[Run], Mapping[str, float]], say: Callable[[Mapping[str, float]], str]) -> None:
+    """What `python -m my_project.evaluate [run]` does: find the run, measure it, print the result and where to look.
+
+    Args:
+        evaluate: measures a run; returns its metrics.
+        say: the result in words, from the metrics.
+    """
+    module = sys.modules["__main__"].__spec__
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module.name if module else evaluate.__module__}",
+        description="Measure a run's best checkpoint on the test split.",
+    )
+    parser.add_argument("run", nargs="?", help="the folder of a run, @last or @best; without it the newest")
+    typed = parser.parse_args().run
+    with friendly_errors():
+        run = find(typed)
+        print(say(evaluate(run)))
+        print(f"run folder     {os.path.relpath(run.folder)}")
+        print("see it         make mlflow")

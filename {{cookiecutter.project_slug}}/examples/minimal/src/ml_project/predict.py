@@ -40,10 +40,9 @@ def _refuse_others(features_NF: np.ndarray, num_features: int) -> None:
 
 
 def export(run: Run) -> None:
-    """Write the best model for MLflow, `make promote` and `make serve`: features N F in, answers N out."""
-    cfg, task, data = runengine.load(run)
-    if cfg.tracking.log_model:
-        runengine.save_model(run, task.model, data.split("val").tensors[0][:64], {})
+    """Write the best model for `make promote` and `make serve`: features N F in, answers N out."""
+    _, task, data = runengine.load(run)
+    runengine.save_model(run, task.model, data.split("val").tensors[0][:64], {})
 
 
 def read(file: Path) -> np.ndarray:

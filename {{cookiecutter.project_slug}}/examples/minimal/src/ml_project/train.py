@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --hel
 def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     import pytorch_lightning as pl
 
-    from .predict import export
-
     data = build_data(cfg)
     data.setup("fit")  # a missing or damaged file ends it here, before anything is written
     task = build_task(cfg)
@@ -33,7 +31,6 @@ def train(cfg: DictConfig, run: runengine.TrainingRun) -> None:
     trainer = pl.Trainer(**run.trainer_options(task, callbacks=callbacks, loggers=loggers))
     with run:  # its folder is made, locked, and records what happens from here on
         trainer.fit(task, data, ckpt_path=run.resume_from, weights_only=True)
-        export(run)
 
 
 def build_data(cfg: DictConfig) -> Data:

@@ -8,27 +8,22 @@ The result goes into the run's folder and into its MLflow run.
 
 from __future__ import annotations
 
-import argparse
-import os
+from collections.abc import Mapping
 
 import runengine
-
-SUMMARY = "Measure a run's best checkpoint on the test split."
 
 
 def evaluate(run: runengine.Run) -> dict[str, float]:
     """`test/loss`, and in the table's unit `test/mae`, `test/rmse` and `test/r2`, of the run's best checkpoint.
 
     `test/mae_of_the_mean` is that of who always says the mean of the training rows. Writes `test_metrics.json`,
-    `test_predictions.csv`, `predicted_against_true.png` and `residuals.png`; exports the model again, if that failed
-    after the training.
+    `test_predictions.csv`, `predicted_against_true.png` and `residuals.png`.
     """
     import numpy as np
     import pandas as pd
     import torch
 
     from .plots import predicted_against_true, residuals
-    from .predict import export
     from .prepare import files_of
 
     _, task, data = runengine.load(run)
@@ -43,23 +38,14 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     run.save_table("test_predictions.csv", pd.DataFrame(table))
     run.save_figure("predicted_against_true.png", predicted_against_true(targets_N, answers_N, name))
     run.save_figure("residuals.png", residuals(targets_N, answers_N, name))
-    if not run.model.is_dir():
-        export(run)
     runengine.save_test_metrics(run, metrics)
     return metrics
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
-    parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
-    run = runengine.find(parser.parse_args().run)
-    metrics = evaluate(run)
+def in_words(metrics: Mapping[str, float]) -> str:
     known = f"the mean of the training rows: {metrics['test/mae_of_the_mean']:.6g}"
-    print(f"test error     {metrics['test/mae']:.6g} on average ({known}), R2 {metrics['test/r2']:.3f}")
-    print(f"run folder     {os.path.relpath(run.folder)}")
-    print("see it         make mlflow")
+    return f"test error     {metrics['test/mae']:.6g} on average ({known}), R2 {metrics['test/r2']:.3f}"
 
 
 if __name__ == "__main__":
-    with runengine.friendly_errors():
-        main()
+    runengine.measure(evaluate, in_words)

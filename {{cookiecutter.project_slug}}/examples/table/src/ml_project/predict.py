@@ -77,14 +77,12 @@ def complete(model: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Modu
 
 
 def export(run: Run) -> None:
-    """Write the best model for MLflow, `make promote` and `make serve`: rows N C in, answers N out."""
-    from .prepare import files_of
-
-    cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
+    """Write the best model for `make promote` and `make serve`: rows N C in, answers N out."""
     import torch
 
+    from .prepare import files_of
+
+    _, task, data = runengine.load(run)
     record = runengine.read_data(run)
     rows_NC = torch.from_numpy(np.load(files_of(data.folder, "val")[0])[:64])
     kept = {key: value for key, value in record.items() if key in KEPT}

@@ -8,10 +8,9 @@ The result goes into the run's folder and into its MLflow run.
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 from collections import Counter
+from collections.abc import Mapping
 
 import runengine
 
@@ -19,20 +18,18 @@ ORDERS = {"unigram": 1, "5-gram": 5}  # the baselines: how long the runs of char
 PRIOR = 5.0  # characters
 MOST_COUNTED = 5_000_000  # characters of the training, the last ones: a larger text would fill the memory
 SAMPLES, PROMPT_LENGTH, LENGTH = 3, 40, 300  # of samples.txt: how many; in characters
-SUMMARY = "Measure a run's best checkpoint on the test split."
 
 
 def evaluate(run: runengine.Run) -> dict[str, float]:
     """`test/loss` of the run's best checkpoint in nats, `test/bits` a character, and those of two baselines.
 
-    Writes `test_metrics.json`, `test_predictions.csv`, `bits_by_place.png` and `samples.txt`, which the model wrote;
-    exports the model again, if that failed after the training.
+    Writes `test_metrics.json`, `test_predictions.csv`, `bits_by_place.png` and `samples.txt`, which the model wrote.
     """
     import pandas as pd
     import torch
 
     from .plots import bits_by_place
-    from .predict import export, generate, load
+    from .predict import generate, load
     from .prepare import to_text
 
     _, task, data = runengine.load(run)
@@ -51,8 +48,6 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     starts = [test_text[place:][:PROMPT_LENGTH] for place in range(0, len(test_text), len(test_text) // SAMPLES + 1)]
     samples = [f"{start} | {''.join(generate(model, start, LENGTH))}\n" for start in starts]
     runengine.atomic_write(run.folder / "samples.txt", "\n".join(samples))
-    if not run.model.is_dir():
-        export(run)
     runengine.save_test_metrics(run, metrics)
     return metrics
 
@@ -76,18 +71,10 @@ def ngram_bits(train_text: str, test_text: str, num_tokens: int, order: int) -> 
     return -sum(map(math.log2, probabilities[1:])) / (len(test_text) - 1)  # the first is not to be predicted
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.evaluate", description=SUMMARY)
-    parser.add_argument("run", nargs="?", help="the folder of a run; without it the newest")
-    run = runengine.find(parser.parse_args().run)
-    metrics = evaluate(run)
+def in_words(metrics: Mapping[str, float]) -> str:
     baselines = ", ".join(f"{name} {metrics[f'test/bits_{name}']:.3f}" for name in ORDERS)
-    print(f"test           {metrics['test/bits']:.3f} bits a character ({baselines})")
-    print(f"it writes      {os.path.relpath(run.folder / 'samples.txt')}")
-    print(f"run folder     {os.path.relpath(run.folder)}")
-    print("see it         make mlflow")
+    return f"test           {metrics['test/bits']:.3f} bits a character ({baselines}); it writes: samples.txt"
 
 
 if __name__ == "__main__":
-    with runengine.friendly_errors():
-        main()
+    runengine.measure(evaluate, in_words)

@@ -84,10 +84,8 @@ def complete(model: torch.nn.Module, num_tokens: int) -> torch.nn.Module:
 
 
 def export(run: Run) -> None:
-    """Write the best model for MLflow, `make promote` and `make serve`: tokens N T in, probabilities N K out."""
+    """Write the best model for `make promote` and `make serve`: tokens N T in, probabilities N K out."""
     cfg, task, data = runengine.load(run)
-    if not cfg.tracking.log_model:
-        return
     tokens_NT = data.split("val").tensors[0][:64].clone()
     for row in range(1, len(tokens_NT)):  # also shorter texts
         tokens_NT[row, row:] = -1
