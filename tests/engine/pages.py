@@ -21,12 +21,15 @@ ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
 # Imports what takes long once; then each line is a command of the package, run in a copy of this process.
 SERVER = """
 import importlib, json, os, runpy, sys
+sys.path.append(os.environ["HERE"])
+import forked
 import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
 for line in sys.stdin:
     module, *arguments = json.loads(line)
     child = os.fork()
     if child == 0:
         importlib.invalidate_caches()
+        forked.install()
         out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1), os.dup2(out, 2)
         torch.set_num_threads(1)
@@ -57,6 +60,7 @@ class Commands:
     def __init__(self, python: str, folder: Path, env: dict[str, str]) -> None:
         self.python, self.folder = python, folder
         self.env = {**env, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        self.env["HERE"] = str(Path(__file__).parent)
         self.server = subprocess.Popen(
             [python, "-c", SERVER], cwd=folder, env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

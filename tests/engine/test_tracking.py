@@ -15,15 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import runengine
 import torch
-from conftest import SOURCE, weights
+from conftest import HERE, SOURCE, weights
 from ml_project import tables
 from ml_project.evaluate import evaluate, per_class
 from ml_project.predict import load, predict
@@ -35,7 +37,7 @@ from PIL import Image
 from runengine import Run, UserError, compose, find, load_config, save_model
 from runengine.settings.check import check
 from runengine.settings.errors import explain
-from runengine.tracking import mlflow_client, registry, sender
+from runengine.tracking import mlflow_client, registry, sender, sending
 from runengine.tracking.local_store import local_artifacts
 from runengine.tracking.mlflow_client import refuse_taken_port
 from runengine.tracking.mlflow_sync import MlflowSync
@@ -296,15 +298,115 @@ class Slow(MlflowSync):
 def test_the_end_of_a_run_waits_for_a_server_as_long_as_it_answers(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "MlflowSync", Slow)
-    monkeypatch.setattr(sender, "PATIENCE_S", {"FINISHED": (4, 60)})
+    monkeypatch.setattr(sending, "MlflowSync", Slow)
+    monkeypatch.setattr(sending, "PATIENCE_S", {"FINISHED": (4, 60)})
     (workplace / "run").mkdir()
-    sending = sender.Sender(Run(workplace / "run"), "http://127.0.0.1:9")
-    sending.wake.set()
+    run = sending.Sending(Run(workplace / "run"), "http://127.0.0.1:9")
     time.sleep(4.6)  # it has been asked for longer than 4 s when the run ends
-    sending.close("FINISHED", lambda: False)
-    assert isinstance(sending.sync, Slow)
-    assert sending.sync.finished == "FINISHED"
+    run.close("FINISHED")
+    assert isinstance(run.sync, Slow)
+    assert run.sync.finished == "FINISHED"
+
+
+TRAINING = """
+import sys, time
+from ml_project.task import ImageClassifier
+from ml_project.train import train
+import runengine
+
+def on_train_epoch_start(self):
+    if self.current_epoch == 1:
+        print("in the second epoch", flush=True)
+        sys.stdin.readline()
+
+ImageClassifier.on_train_epoch_start = on_train_epoch_start
+typed = ["trainer=cpu", "trainer.limit_train_batches=2", "trainer.max_epochs=2", "model=mlp", *sys.argv[1:]]
+run = train.start(runengine.compose("train", typed), typed)
+assert "mlflow" not in sys.modules
+"""
+
+
+@dataclass
+class Training:
+    """A process that trains, and waits in its second epoch for a line; `sends` is the one that it has started."""
+
+    process: subprocess.Popen[str]
+    sends: psutil.Process
+    run: Run
+
+
+@pytest.fixture
+def training() -> Iterator[Callable[..., Training]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*typed: str) -> Training:
+        env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", TRAINING, HERE, *typed]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
+        started.append(process)
+        assert process.stdout
+        while "in the second epoch" not in (line := process.stdout.readline()):
+            assert line, "it ended"
+        run = Run(Path("runs/x"))
+        while not (run.mlflow_id() and history(run, "val/loss")):  # the first epoch is there
+            time.sleep(0.1)
+        (sends,) = [each for each in psutil.Process(process.pid).children() if each.cmdline()[-1] == "send"]
+        return Training(process, sends, run)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_training_does_not_import_mlflow(training: Callable[..., Training]) -> None:
+    """It costs seconds and 200 MB; rows are sent while it trains, by another process, which ends with it."""
+    one = training("tracking.system_every_s=0.05")
+    output, _ = one.process.communicate("go on\n")
+    assert one.process.returncode == 0, output
+    assert not one.sends.is_running()
+    assert history(one.run, "val/loss") == [2, 4]
+    sent = client().get_run(str(one.run.mlflow_id()))
+    assert sent.info.status == "FINISHED"
+    assert "system/cpu_utilization_percentage" in sent.data.metrics
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_sends_ends_with_a_training_that_is_killed(training: Callable[..., Training], workers: int) -> None:
+    one = training(f"data.num_workers={workers}")
+    one.process.kill()
+    one.sends.wait(timeout=30)
+    assert sync([one.run]) == 0
+    assert client().get_run(str(one.run.mlflow_id())).info.status == "KILLED"
+
+
+def test_a_training_goes_on_without_what_sends(training: Callable[..., Training]) -> None:
+    one = training()
+    one.sends.kill()
+    output, _ = one.process.communicate("go on\n")
+    assert one.process.returncode == 0, output
+    why = "MLflow has not got everything of this run (the process that sends it was ended). Send the rest: make sync"
+    assert why in output
+    assert one.run.finished()
+    assert sync([one.run]) == 0
+    assert history(one.run, "val/loss") == [2, 4]
+
+
+def test_a_training_goes_on_where_nothing_more_can_be_started(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(sender, "_started", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refuse)
+        patch.setattr("runengine.runs.provenance.git_state", dict)
+        run = run_training("trainer.max_epochs=1", "tracking=mlflow")
+    assert "MLflow gets nothing while this runs: [Errno 11] Resource temporarily unavailable" in run.log.read_text()
+    assert sync([run]) == 0
+    assert history(run, "val/loss") == [4]
 
 
 def test_a_request_whose_answer_was_lost_makes_no_second_run_and_no_second_metric(run_training: Train) -> None:
@@ -356,7 +458,9 @@ def test_which_checkpoints_mlflow_gets_is_a_setting(run_training: Train, monkeyp
         raise OSError
 
     monkeypatch.setattr(os, "link", refuse)  # as on a file system that has no links
-    run_training(f"run_dir={run.folder}", "trainer.max_epochs=3")
+    for file in (sent, run.mlflow_sent):
+        file.unlink()
+    assert sync([run]) == 0
     assert not sent.samefile(run.last)
     assert sent.read_bytes() == run.last.read_bytes()
     assert sorted(file.name for file in sent.parent.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -21,11 +21,14 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ENGINE = HERE.parents[1] / "{{cookiecutter.project_slug}}/src"
+FORKED = str(HERE.parent / "engine")  # where forked.py is
 LONGEST_S = 240  # for a command: a training takes 2 s, on a machine with much other work 20 s
 
 # Imports what takes long once. Then each line is a command that a copy of this process runs, as `python -m` would.
 SERVER = """
 import json, logging, os, runpy, sys
+sys.path.append(os.environ["FORKED"])
+import forked
 import hydra, mlflow, numpy, optuna, pandas, pytorch_lightning, scipy.stats, sklearn.datasets, torch, torchmetrics
 import joblib, mlflow.pyfunc, mlflow.pytorch, submitit, torch.export._trace
 import hydra.core.plugins, torch.utils.tensorboard, torchmetrics.segmentation
@@ -36,6 +39,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        forked.install()
         os.chdir(folder)
         sys.path[:0] = [f"{folder}/src"]
         out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -68,7 +72,7 @@ class Server:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "DVC", "SLURM"))}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER],
-            env={**env, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**env, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1", "FORKED": FORKED},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

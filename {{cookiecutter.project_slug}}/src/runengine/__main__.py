@@ -27,6 +27,7 @@ UNLISTED = {  # typed by the Makefile and dvc.yaml alone
     "hooks": "repository",
     "mlflow": "tracking.pages",
     "offer": "repository",
+    "send": "tracking.sending",
     "settle": "settings.settle",
 }
 SUBCOMMANDS = {"promote", "serve"}  # of one module

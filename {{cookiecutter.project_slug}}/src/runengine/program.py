@@ -34,7 +34,7 @@ from .settings.config import in_root
 from .settings.console import quiet_lightning
 from .settings.errors import UserError, friendly_errors
 from .sweeps.one_run import one_run
-from .tracking.mlflow_client import Access
+from .tracking.sender import Access
 from .tracking.sync import sync
 from .training import distributed
 from .training_run import TrainingRun

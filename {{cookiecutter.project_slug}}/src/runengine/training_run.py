@@ -30,7 +30,7 @@ from .settings import process, project
 from .settings.console import first_line, stay_silent
 from .settings.errors import INTERRUPTED, RESUME_ME, UserError, explain
 from .settings.files import atomic_file, atomic_write
-from .tracking.mlflow_client import Access
+from .tracking.sender import Access
 from .training import distributed
 
 if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --help and errors answer at once

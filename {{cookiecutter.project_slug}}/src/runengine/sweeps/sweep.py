@@ -37,8 +37,7 @@ from ..settings.console import first_line
 from ..settings.errors import RESUME_ME, explain
 from ..settings.start import quoted
 from ..tracking import mlflow_client, payload
-from ..tracking.mlflow_client import Access
-from ..tracking.sender import Sender
+from ..tracking.sender import Access, Sender
 from ..tracking.sync import send_all
 from ..training import distributed
 from .results import Job, Ranking, report

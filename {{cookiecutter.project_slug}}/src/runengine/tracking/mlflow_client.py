@@ -7,13 +7,11 @@ Other programs open it by `mlflow_client`.
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +51,12 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
+def is_new(uri: str) -> bool:
+    """A database in a file that is not there yet."""
+    file = _database(uri)
+    return file is not None and not file.exists()
+
+
 def mlflow_client(uri: str) -> MlflowClient:
     """A client of this store."""
     quiet_mlflow()
@@ -68,35 +72,6 @@ def mlflow_client(uri: str) -> MlflowClient:
             new.replace(file)
         take_artifacts_along(uri)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@functools.cache  # the runs of a sweep ask once
-class Access:
-    """Asks a server, in a thread, whether it lets this user in; a store in a file is not asked."""
-
-    def __init__(self, uri: str | None) -> None:
-        self.uri = uri or ""
-        self.sentence: str | None = None
-        self.thread = threading.Thread(target=self._ask, name="mlflow-access", daemon=True)
-        if self.uri.startswith("http"):
-            self.thread.start()
-
-    def check(self, patience_s: float = 5.0) -> None:
-        """Wait for the answer.
-
-        Raises:
-            UserError: the server refuses, or is none of MLflow's. That it is absent or slow is no error.
-        """
-        if self.thread.ident is not None:
-            self.thread.join(patience_s if self.thread.is_alive() else 0)
-        if self.sentence:
-            raise UserError(self.sentence)
-
-    def _ask(self) -> None:
-        try:
-            mlflow_client(self.uri).search_experiments(max_results=1)
-        except Exception as error:
-            self.sentence = refusal(self.uri, error)
 
 
 def refusal(uri: str, error: Exception) -> str | None:

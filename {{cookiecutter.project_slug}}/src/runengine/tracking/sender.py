@@ -1,111 +1,206 @@
-"""A thread that keeps MLflow equal to the folder of a run, or of a sweep, while there is one.
+"""What a run has to say to MLflow, handed to a process that says it: sending.py.
 
-The training never waits for MLflow, and does not end because of it. What could not be sent stays in the folder, where
-`make sync`, or the next start, finds it: mlflow_sync.py.
+The training never waits for MLflow but at its end, and does not end because of it.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from ..runs.run import Run
-from .mlflow_client import why, without_password
-from .mlflow_sync import MlflowSync
-from .payload import NotYet
+from ..settings import project
+from ..settings.errors import UserError
+from ..settings.files import read_json
 from .sync import note
 
-FIRST_AFTER_S = 3.0  # the training's first steps come before the import of MLflow, which takes seconds
-SEND_EVERY_S = 1.0  # rows that come within this time go together
-TRY_AGAIN_S = (1.0, 60.0)  # after a failure, then twice as long each time, at most
-# how long the end of a run waits for an answer, and for all of them; Slurm gives a preempted job 30 s or so
-PATIENCE_S = {"FINISHED": (10.0, 60.0), "FAILED": (5.0, 30.0), "KILLED": (5.0, 15.0)}
+IMPORT_S = 60.0  # the longest that the process may take to import MLflow, and to say that it gives up
+LONGEST_S = {"FINISHED": 60.0, "FAILED": 30.0, "KILLED": 15.0}  # that the end of a run waits, after that
 
 log = logging.getLogger(__name__)
 
 
+class Process:
+    """Sends to MLflow; ends with this process, however this one ends."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.gone = threading.Event()
+        self.answered: dict[str, threading.Event] = {}  # by the folder that is closed, or the store that is asked
+        self.sentences: dict[str, str | None] = {}
+        places = [str(project.ENGINE_FOLDER.parent), str(project.current().folder.parent), os.environ.get("PYTHONPATH")]
+        path = os.pathsep.join(filter(None, places))
+        # neither Ctrl-C nor what ends a group of processes reaches it
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        reading, self.writing = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", project.ENGINE, "send"], stdin=reading, stdout=subprocess.PIPE, text=True,
+                encoding="utf-8", env={**os.environ, "PYTHONPATH": path}, **options,
+            )  # fmt: skip
+        except OSError as error:  # no memory, or no more processes: the training needs neither
+            log.warning("MLflow gets nothing while this runs: %s", error)
+            self.gone.set()
+            self.ready.set()
+        else:
+            threading.Thread(target=self._read, name="mlflow", daemon=True).start()
+        finally:
+            os.close(reading)
+
+    def ask(self, uri: str) -> threading.Event:
+        """Whether the store lets this user in; see `sentences`."""
+        return self._begin(uri, ask=uri, place=_place())
+
+    def open(self, run: Run, uri: str, **options: object) -> threading.Event:
+        folder = str(run.folder.absolute())
+        return self._begin(folder, open=folder, uri=uri, options=options, place=_place())
+
+    def close(self, run: Run, status: str) -> None:
+        self._tell(close=str(run.folder.absolute()), status=status)
+
+    def end(self) -> None:
+        with suppress(OSError):
+            os.close(self.writing)
+        self.gone.wait(5)
+
+    def _begin(self, name: str, **message: object) -> threading.Event:
+        self.answered[name] = event = threading.Event()
+        self._tell(**message)
+        return event
+
+    def _tell(self, **message: object) -> None:
+        line = (json.dumps(message) + "\n").encode()
+        with suppress(OSError):  # it was killed
+            while line:
+                line = line[os.write(self.writing, line) :]
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "log" in message:
+                    logging.getLogger(message["log"]).log(message["level"], "%s", message["text"])
+                elif "ready" in message:
+                    self.ready.set()
+                else:
+                    name = message.get("closed") or message["answer"]
+                    self.sentences[name] = message.get("sentence")
+                    self.answered[name].set()
+        self.process.wait()
+        self.gone.set()
+        self.ready.set()
+
+
 class Sender:
-    """Sends as soon as `wake` is set, and the rest when it is closed.
+    """Keeps MLflow equal to a run's folder until it is closed.
 
     Args:
         run: or a sweep.
         uri: of MLflow's store.
         new: MLflow cannot know this folder yet.
+        system_every_s: how often the machine's load becomes a row; None for never.
     """
 
-    def __init__(self, run: Run, uri: str, *, new: bool = False) -> None:
+    def __init__(self, run: Run, uri: str, *, new: bool = False, system_every_s: float | None = None) -> None:
         self.run = run
         self.uri = uri
-        self.wake = threading.Event()
-        self.closing = threading.Event()
-        self.status = "RUNNING"
-        self.failing = ""
-        self.asked_at: float | None = None  # while MLflow is asked
-        self.sync = MlflowSync(run, uri, new=new)
-        note(run, self.status)
-        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self.thread.start()
+        note(run, "RUNNING")
+        self.process = process()
+        self.closed = self.process.open(run, uri, new=new, system_every_s=system_every_s)
 
     def close(self, status: str, give_up: Callable[[], bool]) -> None:
-        self.status = status
-        note(self.run, status, self.failing)
-        self.closing.set()
-        self.wake.set()
-        answer_s, all_s = PATIENCE_S[status]
-        if not self.uri.startswith("http"):  # a database is slow only while its tables are made, the first time
-            answer_s = all_s
-        started_at = time.monotonic()
-        asked_at, said = self.asked_at or started_at, False
-        while self.thread.is_alive() and not give_up():
-            self.thread.join(0.1)
-            now = time.monotonic()
-            if now - max(asked_at, self.sync.answered_at) > answer_s or now - started_at > all_s:
+        note(self.run, status)
+        self.process.close(self.run, status)
+        started_at, said = time.monotonic(), False
+        longest_s = LONGEST_S[status] if self.process.ready.is_set() else LONGEST_S[status] + IMPORT_S
+        while not self.closed.wait(0.1) and not give_up() and not self.process.gone.is_set():
+            seconds = time.monotonic() - started_at
+            if seconds > longest_s:
                 break
-            if not said and now - started_at > 3:
+            if not said and seconds > 3:
                 said = True
                 log.info("sending the rest to MLflow")
         if self.run.unsent.exists():
-            reason = self.failing or "it answers too slowly"
+            ended = "the process that sends it was ended" if self.process.gone.is_set() else "it answers too slowly"
+            reason = _why_unsent(self.run) or ended
             note(self.run, status, reason)
             log.warning("MLflow has not got everything of this run (%s). Send the rest: make sync", reason)
 
-    def _work(self) -> None:
-        wait_s = TRY_AGAIN_S[0]
-        self.wake.wait(FIRST_AFTER_S)
-        while True:
-            closing = self.closing.is_set()
-            self.wake.clear()
-            self.asked_at = time.monotonic()
-            try:
-                if closing:
-                    self.sync.finish(self.status)
-                    return
-                self.sync.update()
-            except Exception as error:  # of any kind: the training continues
-                self.sync.ask_again()
-                self._report(error)
-                self.asked_at = None
-                if closing:
-                    return
-                self.closing.wait(wait_s)
-                wait_s = min(2 * wait_s, TRY_AGAIN_S[1])
-                continue
-            self.asked_at = None
-            if self.failing:
-                log.info("MLflow at %s answers again", without_password(self.uri))
-                self.failing, wait_s = "", TRY_AGAIN_S[0]
-            self.wake.wait()
-            self.closing.wait(SEND_EVERY_S)
 
-    def _report(self, error: Exception) -> None:
-        """Once, until it answers again."""
-        if not self.failing and not self.closing.is_set() and not isinstance(error, NotYet):
-            log.warning(
-                "MLflow at %s does not take this run (%s). Training continues; everything is kept in the run's folder",
-                without_password(self.uri),
-                why(error),
-            )
-        log.debug("MLflow", exc_info=error)
-        self.failing = why(error)
+@functools.cache  # the runs of a sweep ask once
+class Access:
+    """Asks a server whether it lets this user in, while torch is imported here, and MLflow there.
+
+    A store in a file is asked, too, so that it is open when the first row comes; nobody waits for its answer.
+    """
+
+    def __init__(self, uri: str | None) -> None:
+        self.uri = uri or ""
+        self.process = process() if uri else None
+        self.answered = self.process.ask(self.uri) if self.process else None
+
+    def check(self, patience_s: float = 5.0) -> None:
+        """Wait for the answer.
+
+        Raises:
+            UserError: the server refuses, or is none of MLflow's. That it is absent or slow is no error.
+        """
+        if not self.process or not self.answered or not self.uri.startswith("http"):
+            return
+        self.process.ready.wait(IMPORT_S)
+        if not self.process.gone.is_set():
+            self.answered.wait(patience_s)
+        if sentence := self.process.sentences.get(self.uri):
+            raise UserError(sentence)
+
+
+_started: list[Process] = []
+
+
+def process() -> Process:
+    """The one that this process has started; a new one where that has ended."""
+    if not _started or _started[0].gone.is_set():
+        _started[:] = [Process()]
+        atexit.register(_started[0].end)
+    return _started[0]
+
+
+def _forget() -> None:
+    """In a child that was forked, as those are that load batches: only the training keeps the other one alive."""
+    for each in _started:
+        with suppress(OSError):
+            os.close(each.writing)
+    _started.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _place() -> dict[str, Any]:
+    here = project.current()
+    return {
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "package": here.package,
+        "package_folder": str(here.folder),
+        "script": here.script,
+    }
+
+
+def _why_unsent(run: Run) -> str:
+    return str(read_json(run.unsent).get("why", "")) if run.unsent.exists() else ""

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ..runs.run import Run
 from ..settings.console import first_line
-from . import mlflow_client
-from .sender import FIRST_AFTER_S
+from . import mlflow_client, payload
 
 log = logging.getLogger(__name__)
 
 
 class SystemLoad:
-    """A thread that measures it.
+    """A thread that measures it and adds it to the rows of a run; a row's step is its number.
 
     Args:
-        every_s: seconds between two rows.
-        num_samples: how many rows there are already; a row's step is its number.
-        add: what takes a row.
+        run: whose rows.
+        every_s: seconds between two of them.
     """
 
-    def __init__(self, every_s: float, num_samples: int, add: Callable[[int, Mapping[str, float]], None]) -> None:
+    def __init__(self, run: Run, every_s: float) -> None:
+        self.run = run
         self.every_s = every_s
-        self.num_samples = num_samples
-        self.add = add
+        rows = payload.read_rows(run)
+        self.num_samples = sum(any(name.startswith("system/") for name in row["metrics"]) for row in rows)
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._work, name="system", daemon=True)
         self.thread.start()
@@ -37,8 +38,6 @@ class SystemLoad:
         self.thread.join(2)
 
     def _work(self) -> None:
-        if self.stopping.wait(min(FIRST_AFTER_S, self.every_s)):
-            return
         try:
             monitors = _monitors()
             for monitor in monitors:
@@ -50,7 +49,7 @@ class SystemLoad:
                     monitor.collect_metrics()
                     metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-                self.add(self.num_samples, metrics)
+                payload.add_row(self.run, self.num_samples, metrics, int(time.time() * 1000))
                 self.num_samples += 1
         except Exception as error:
             log.warning("the machine's load is not recorded: %s", first_line(error))

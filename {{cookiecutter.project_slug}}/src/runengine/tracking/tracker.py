@@ -12,7 +12,6 @@ from ..runs.run import Run
 from ..settings.files import drop_half_a_line
 from . import payload
 from .sender import Sender
-from .system_load import SystemLoad
 from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -42,11 +41,9 @@ class Tracker:
         rows = payload.read_rows(run)
         self.known = {(name, row["step"]) for row in rows for name in row["metrics"]}
         self.rows = rows if tensorboard else None
-        self.sender = Sender(run, uri, new=run.num_starts() == 1) if uri else None
-        self.system = None
-        if uri and system_every_s:
-            num_samples = sum(any(name.startswith("system/") for name in row["metrics"]) for row in rows)
-            self.system = SystemLoad(system_every_s, num_samples, self.add)
+        self.sender = None
+        if uri:
+            self.sender = Sender(run, uri, new=run.num_starts() == 1, system_every_s=system_every_s)
 
     @functools.cached_property
     def tensorboard(self) -> TensorBoard | None:
@@ -64,8 +61,6 @@ class Tracker:
             self.known |= {(name, step) for name in new}
             if tensorboard:
                 tensorboard.add(step, new, now_s)
-        if self.sender:
-            self.sender.wake.set()
 
     def draw(self, task: LightningModule, step: int) -> None:
         """The task as it is at this step, into TensorBoard."""
@@ -79,8 +74,6 @@ class Tracker:
             status: of the run.
             give_up: true if the user wants to go.
         """
-        if self.system:
-            self.system.stop()
         if "tensorboard" in self.__dict__ and self.tensorboard:
             self.tensorboard.writer.close()
         if self.sender:

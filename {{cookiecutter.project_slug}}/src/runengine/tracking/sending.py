@@ -1,0 +1,202 @@
+"""The process that sends to MLflow while a training runs: `python -m runengine send`, started by sender.py.
+
+MLflow's import takes seconds and 200 MB: here it costs the training neither its interpreter nor its memory. One such
+process is for all runs of a sweep, and it ends with the process that has started it. What could not be sent stays in the
+run's folder, where `make sync`, or the next start, finds it: mlflow_sync.py.
+
+It reads a line of JSON for each message, and answers in the same way:
+
+    {"ask": uri}                                    -> {"answer": uri, "sentence": "refused", or null}
+    {"open": folder, "uri": uri, "options": {...}}  nothing; rows are sent as they come
+    {"close": folder, "status": "FINISHED"}         -> {"closed": folder}, when all is sent or MLflow does not answer
+                                                    -> {"ready": true}, when MLflow is imported
+                                                    -> {"log": name, "level": 20, "text": "..."}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..runs.run import Run
+from ..settings import project
+from .mlflow_client import is_new, mlflow_client, quiet_mlflow, refusal, why, without_password
+from .mlflow_sync import MlflowSync
+from .payload import NotYet
+from .sync import note
+from .system_load import SystemLoad
+
+SEND_EVERY_S = 1.0  # rows that come within this time go together
+TRY_AGAIN_S = (1.0, 60.0)  # after a failure, then twice as long each time, at most
+# how long the end of a run waits for an answer, and for all of them; Slurm gives a preempted job 30 s or so
+PATIENCE_S = {"FINISHED": (10.0, 60.0), "FAILED": (5.0, 30.0), "KILLED": (5.0, 15.0)}
+NICENESS = 10  # the training comes first
+
+log = logging.getLogger(__name__)
+
+
+class Sending(threading.Thread):
+    """Keeps MLflow equal to the folder of a run, or of a sweep.
+
+    Args:
+        run: or a sweep.
+        uri: of MLflow's store.
+        new: MLflow cannot know this folder yet.
+        system_every_s: how often the machine's load becomes a row; None for never.
+    """
+
+    def __init__(self, run: Run, uri: str, *, new: bool = False, system_every_s: float | None = None) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.folder = run
+        self.uri = uri
+        self.closing = threading.Event()
+        self.status = "RUNNING"
+        self.failing = ""
+        self.asked_at: float | None = None  # while MLflow is asked
+        self.sync = MlflowSync(run, uri, new=new)
+        self.system = SystemLoad(run, system_every_s) if system_every_s else None
+        self.start()
+
+    def close(self, status: str) -> None:
+        """Send the rest, as long as MLflow answers."""
+        if self.system:
+            self.system.stop()
+        self.status = status
+        self.closing.set()
+        answer_s, all_s = PATIENCE_S[status]
+        if not self.uri.startswith("http"):  # a database is slow only while its tables are made, the first time
+            answer_s = all_s
+        started_at = time.monotonic()
+        asked_at = self.asked_at or started_at
+        while self.is_alive():
+            self.join(0.1)
+            now = time.monotonic()
+            if now - max(asked_at, self.sync.answered_at) > answer_s or now - started_at > all_s:
+                break
+        if self.folder.unsent.exists():
+            note(self.folder, status, self.failing or "it answers too slowly")
+
+    def run(self) -> None:
+        wait_s = TRY_AGAIN_S[0]
+        while True:
+            closing = self.closing.is_set()
+            self.asked_at = time.monotonic()
+            try:
+                if closing:
+                    self.sync.finish(self.status)
+                    return
+                self.sync.update()
+            except Exception as error:  # of any kind: the training continues
+                self.sync.ask_again()
+                self._report(error)
+                self.asked_at = None
+                if closing:
+                    return
+                self.closing.wait(wait_s)
+                wait_s = min(2 * wait_s, TRY_AGAIN_S[1])
+                continue
+            self.asked_at = None
+            if self.failing:
+                log.info("MLflow at %s answers again", without_password(self.uri))
+                self.failing, wait_s = "", TRY_AGAIN_S[0]
+            self.closing.wait(SEND_EVERY_S)
+
+    def _report(self, error: Exception) -> None:
+        """Once, until it answers again."""
+        if not self.failing and not self.closing.is_set() and not isinstance(error, NotYet):
+            log.warning(
+                "MLflow at %s does not take this run (%s). Training continues; everything is kept in the run's folder",
+                without_password(self.uri),
+                why(error),
+            )
+        log.debug("MLflow", exc_info=error)
+        self.failing = why(error)
+
+
+class Forward(logging.Handler):
+    """What is logged here, the training logs."""
+
+    def __init__(self, answer: Callable[..., None]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.answer(log=record.name, level=record.levelno, text=record.getMessage())
+
+
+def serve(answer: Callable[..., None]) -> None:
+    """Do what the lines of standard input say, until there are no more."""
+    sendings: dict[str, Sending] = {}
+
+    def ready() -> None:
+        quiet_mlflow()
+        import mlflow  # noqa: F401
+
+        answer(ready=True)
+
+    def ask(uri: str) -> None:
+        sentence = None
+        try:
+            if not is_new(uri):
+                mlflow_client(uri).search_experiments(max_results=1)
+        except Exception as error:
+            sentence = refusal(uri, error)
+        answer(answer=uri, sentence=sentence)
+
+    def close(folder: str, status: str) -> None:
+        sendings.pop(folder).close(status)
+        answer(closed=folder)
+
+    def start(function: Callable[..., None], *arguments: str) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    start(ready)
+    for line in sys.stdin:
+        message: dict[str, Any] = json.loads(line)
+        if "close" in message:
+            start(close, message["close"], message["status"])
+            continue
+        _stand_where(**message["place"])
+        if "ask" in message:
+            start(ask, message["ask"])
+        else:
+            folder = message["open"]
+            sendings[folder] = Sending(Run(Path(folder)), message["uri"], **message["options"])
+
+
+def _stand_where(folder: str, environment: dict[str, str], package: str, package_folder: str, script: str) -> None:
+    """As the training does: a notebook, or a test, may have gone elsewhere since this process began."""
+    with suppress(OSError):
+        os.chdir(folder)
+    os.environ.update(environment)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    project.use(project.Project(package, Path(package_folder), script))
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the training ends this process, after what it still has to send
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    answering = threading.Lock()
+
+    def answer(**message: object) -> None:
+        with answering, suppress(OSError):  # nobody reads any more
+            print(json.dumps(message), file=answers, flush=True)
+
+    logging.basicConfig(level=logging.INFO, handlers=[Forward(answer)], force=True)
+    logging.captureWarnings(True)
+    serve(answer)
+    os._exit(0)  # a thread may wait for a server that never answers
