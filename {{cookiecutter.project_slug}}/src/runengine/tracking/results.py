@@ -56,15 +56,14 @@ def measure(evaluate: Callable[[Run], Mapping[str, float]], say: Callable[[Mappi
         evaluate: measures a run; returns its metrics.
         say: the result in words, from the metrics.
     """
-    module = sys.modules["__main__"].__spec__
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module.name if module else evaluate.__module__}",
-        description="Measure a run's best checkpoint on the test split.",
-    )
-    parser.add_argument("run", nargs="?", help="the folder of a run, @last or @best; without it the newest")
-    typed = parser.parse_args().run
     with friendly_errors():
-        run = find(typed)
+        module = sys.modules["__main__"].__spec__
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {module.name if module else evaluate.__module__}",
+            description="Measure a run's best checkpoint on the test split.",
+        )
+        parser.add_argument("run", nargs="?", help="the folder of a run, @last or @best; without it the newest")
+        run = find(parser.parse_args().run)
         print(say(evaluate(run)))
         print(f"run folder     {os.path.relpath(run.folder)}")
         print("see it         make mlflow")

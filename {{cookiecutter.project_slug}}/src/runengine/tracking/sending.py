@@ -1,8 +1,8 @@
 """The process that sends to MLflow while a training runs: `python -m runengine send`, started by sender.py.
 
 MLflow's import takes seconds and 200 MB: here it costs the training neither its interpreter nor its memory. One such
-process is for all runs of a sweep, and it ends with the process that has started it. What could not be sent stays in the
-run's folder, where `make sync`, or the next start, finds it: mlflow_sync.py.
+process is for all runs of a sweep, and it ends with the process that has started it. What could not be sent stays in
+the run's folder, where `make sync`, or the next start, finds it: mlflow_sync.py.
 
 It reads a line of JSON for each message, and answers in the same way:
 
