@@ -36,6 +36,9 @@ PROJECT = Path(__file__).resolve().parent.parent / "demo/my-project"
 EPOCHS = 40
 SETTINGS = ("trainer=cpu", "data.batch_size=32", "tracking.system_every_s=1")
 QUICK_EPOCHS = 4
+FILES = frozenset(
+    {"best.ckpt", "config.yaml", "data.json", "environment.json", "history.csv", "learning_curve.png", "train.log"}
+)
 MIDDLE = 0.25  # of the epochs: then something happens
 SLOW_S = 2.0
 ROUNDS = 3
@@ -53,11 +56,11 @@ class Outcome:
     doubled: int
     num_runs: int
     status: str
-    files: int
+    absent: frozenset[str]  # of FILES
 
     def well(self) -> bool:
         finished = self.returncode == 0 and self.status == "FINISHED" and self.num_runs == 1
-        return finished and self.missing == self.doubled == 0 and self.files > 10
+        return finished and self.missing == self.doubled == 0 and not self.absent
 
 
 class Server:
@@ -340,7 +343,7 @@ def look(fault: str, training: Training, server: Server, printed: str, training_
     with contextlib.closing(sqlite3.connect(server.folder / "mlflow.db")) as database:
         runs = database.execute("select run_uuid, status from runs where lifecycle_stage = 'active'").fetchall()
         found = database.execute("select key, step from metrics").fetchall()
-    artifacts = [file for file in server.folder.rglob("artifacts/**/*") if file.is_file()]
+    artifacts = {file.name for file in server.folder.rglob("artifacts/**/*") if file.is_file()}
     return Outcome(
         fault=fault,
         returncode=training.process.returncode,
@@ -350,7 +353,7 @@ def look(fault: str, training: Training, server: Server, printed: str, training_
         doubled=len(found) - len(set(found)),
         num_runs=len(runs),
         status=runs[0][1] if runs else "none",
-        files=99 if fault == "full" else len(artifacts),  # its disk is seen by the server alone
+        absent=frozenset() if fault == "full" else FILES - artifacts,  # its disk is seen by the server alone
     )
 
 
