@@ -86,6 +86,9 @@ class Sending(threading.Thread):
             note(self.folder, status, self.failing or "it answers too slowly")
 
     def run(self) -> None:
+        quiet_mlflow()
+        import mlflow  # noqa: F401  # before anything is asked: nobody is slow to answer meanwhile
+
         wait_s = TRY_AGAIN_S[0]
         while True:
             closing = self.closing.is_set()
@@ -136,11 +139,13 @@ class Forward(logging.Handler):
 def serve(answer: Callable[..., None]) -> None:
     """Do what the lines of standard input say, until there are no more."""
     sendings: dict[str, Sending] = {}
+    imported = threading.Event()
 
     def ready() -> None:
         quiet_mlflow()
         import mlflow  # noqa: F401
 
+        imported.set()
         answer(ready=True)
 
     def ask(uri: str) -> None:
@@ -153,6 +158,7 @@ def serve(answer: Callable[..., None]) -> None:
         answer(answer=uri, sentence=sentence)
 
     def close(folder: str, status: str) -> None:
+        imported.wait(PATIENCE_S[status][1])  # no fault of the server's
         sendings.pop(folder).close(status)
         answer(closed=folder)
 
