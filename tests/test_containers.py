@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHOICES, NO_ENGINE, QUESTIONS, ROOT, Bake, Project, free_port, generate, run
+from conftest import CHOICES, NO_ENGINE, QUESTIONS, ROOT, Bake, Project, free_port, generate, run, wait_for_text
 from loopback import fetch_torch, serve
 
 PYTHON = "3.11"  # Debian 12's, of which the stand-in for the official base image is made
@@ -238,17 +238,16 @@ def test_the_image_trains_serves_and_holds_no_secret(
     train = [IMAGE, "make", "data", "train", "ARGS=experiment=smoke"]
     assert "best epoch 1: val/accuracy 0." in docker("--network=none", *as_somebody, *train)
     (folder,) = (tmp_path / "runs/smoke").iterdir()
-    assert (folder / "model").stat().st_uid == somebody
-
     port = free_port()
     served = ["python", "-m", "runengine", "serve", f"runs/smoke/{folder.name}", f"--port={port}"]
     name = f"--name=serves-{port}"
     docker("--detach", "--network=host", name, *as_somebody, IMAGE, *served, "--host=0.0.0.0")
     try:
-        example = (folder / "model/serving_input_example.json").read_bytes()
+        example = wait_for_text(folder / "model/serving_input_example.json").encode()  # it is exported first
         probabilities = ask(f"http://127.0.0.2:{port}", example)["predictions"]  # 127.0.0.1 alone is not reached there
     finally:
         run("docker", "stop", name.removeprefix("--name="), cwd=tmp_path, env=env)
+    assert (folder / "model").stat().st_uid == somebody
     assert [len(row) for row in probabilities] == [10] * len(json.loads(example)["inputs"])
 
 

@@ -73,7 +73,7 @@ def test_a_model_whose_exported_program_answers_otherwise_is_not_saved(
         run = run_training("trainer.max_epochs=1", "tracking=mlflow", "register=true", "model=cnn")
         why = f"the model of {run.folder} is not exported: the exported model answers otherwise than the model, by up"
         assert f"the model is not registered: {why} to 0." in run.log.read_text()
-        assert run.log.read_text().count("Try again: make promote\n") == 1
+        assert run.log.read_text().count(f"Try again: make promote RUN={run.folder}\n") == 1
         for refuses in (promote, lambda run: serve(1, "127.0.0.1", "digits", run)):
             with pytest.raises(UserError) as error:
                 refuses(run)
@@ -108,6 +108,17 @@ def test_code_that_changed_since_the_training_is_named_when_a_model_is_exported(
     assert said in "".join(capsys.readouterr())
     assert promote(run) == 1  # what is there is taken
     assert "exported" not in "".join(capsys.readouterr())
+
+
+def test_an_export_that_makes_nothing_is_no_model(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_training("trainer.max_epochs=1", "tracking=mlflow", "model=mlp")
+    monkeypatch.setattr("ml_project.predict.export", lambda _: None)
+    with pytest.raises(UserError) as refused:
+        promote(run)
+    assert str(refused.value) == (
+        f"ml_project.predict.export has made no model for {run.folder}. Let it call runengine.save_model."
+    )
+    assert not MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_registered_models()
 
 
 @pytest.mark.parametrize("more", ["", "evaluate_ages.py"])

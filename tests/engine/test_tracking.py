@@ -350,6 +350,7 @@ def training() -> Iterator[Callable[..., Training]]:
             assert line, "it ended"
         run = Run(Path("runs/x"))
         while not (run.mlflow_id() and history(run, "val/loss")):  # the first epoch is there
+            assert process.poll() is None
             time.sleep(0.1)
         (sends,) = [each for each in psutil.Process(process.pid).children() if each.cmdline()[-1] == "send"]
         return Training(process, sends, run)

@@ -203,9 +203,9 @@ class TrainingRun(Run):
             return
         self.rows.track_rows()  # needed where no epoch was left to train
         self.rows.track_best()
-        self._write_metrics()
         if self.cfg.get("register"):
-            self._export()
+            self._export()  # a run that is killed here is resumed
+        self._write_metrics()
         self.tracker.close("FINISHED", give_up=self.signals.received)
         self._write_metrics()  # by now MLflow may have given the run its id
         if self.test_module() and "DVC_STAGE" not in os.environ and not Run(self.folder.parent).is_sweep():
@@ -220,7 +220,10 @@ class TrainingRun(Run):
         except Exception as error:
             sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
             unexpected = None if isinstance(error, UserError) else error
-            log.warning("the model is not registered: %s Try again: make promote", sentence, exc_info=unexpected)
+            again = f"make promote RUN={self.folder}"
+            log.warning(
+                "the model is not registered: %s. Try again: %s", sentence.rstrip("."), again, exc_info=unexpected
+            )
 
     def _write_metrics(self) -> None:
         known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`

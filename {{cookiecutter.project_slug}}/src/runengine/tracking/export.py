@@ -54,6 +54,8 @@ def have_model(run: Run) -> None:
     if changed := code_changed_since(run):
         log.warning("the model is exported by today's code: %s changed since the run was trained", listed(changed))
     function(run)
+    if not (run.model / "MLmodel").is_file():
+        raise UserError(f"{name}.export has made no model for {run.folder}. Let it call runengine.save_model.")
 
 
 def save_model(run: Run, model: nn.Module, inputs: torch.Tensor, metadata: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What a run has to say to MLflow, handed to a process that says it: sending.py.
 
-The training never waits for MLflow but at its end, and does not end because of it.
+The training waits for MLflow at its end alone, and for a server's refusal at its start; it never ends because of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ..settings.files import read_json
 from .sync import note
 
 IMPORT_S = 60.0  # the longest that the process may take to import MLflow, and to say that it gives up
-LONGEST_S = {"FINISHED": 60.0, "FAILED": 30.0, "KILLED": 15.0}  # that the end of a run waits, after that
+# that the end of a run waits after that: some seconds more than the process, which says why; Slurm gives 30 s or so
+LONGEST_S = {"FINISHED": 65.0, "FAILED": 35.0, "KILLED": 20.0}
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Process:
     def __init__(self) -> None:
         self.ready = threading.Event()
         self.gone = threading.Event()
-        self.answered: dict[str, threading.Event] = {}  # by the folder that is closed, or the store that is asked
+        self.answered: dict[str, threading.Event] = {}  # by the number of what is closed, or the store that is asked
         self.sentences: dict[str, str | None] = {}
         places = [str(project.ENGINE_FOLDER.parent), str(project.current().folder.parent), os.environ.get("PYTHONPATH")]
         path = os.pathsep.join(filter(None, places))
@@ -64,12 +65,13 @@ class Process:
         """Whether the store lets this user in; see `sentences`."""
         return self._begin(uri, ask=uri, place=_place())
 
-    def open(self, run: Run, uri: str, **options: object) -> threading.Event:
-        folder = str(run.folder.absolute())
-        return self._begin(folder, open=folder, uri=uri, options=options, place=_place())
+    def open(self, run: Run, uri: str, **options: object) -> tuple[str, threading.Event]:
+        """A number, as a folder may be opened again before it is closed, and what is set when it is closed."""
+        number, folder = str(len(self.answered)), str(run.folder.absolute())
+        return number, self._begin(number, open=number, folder=folder, uri=uri, options=options, place=_place())
 
-    def close(self, run: Run, status: str) -> None:
-        self._tell(close=str(run.folder.absolute()), status=status)
+    def close(self, number: str, status: str) -> None:
+        self._tell(close=number, status=status)
 
     def end(self) -> None:
         with suppress(OSError):
@@ -91,18 +93,23 @@ class Process:
         assert self.process.stdout
         with self.process.stdout as lines:
             for line in lines:
-                message = json.loads(line)
-                if "log" in message:
-                    logging.getLogger(message["log"]).log(message["level"], "%s", message["text"])
-                elif "ready" in message:
-                    self.ready.set()
-                else:
-                    name = message.get("closed") or message["answer"]
-                    self.sentences[name] = message.get("sentence")
-                    self.answered[name].set()
+                try:
+                    self._take(json.loads(line))
+                except ValueError:  # Python's own start has printed something
+                    log.warning("%s", line.rstrip())
         self.process.wait()
         self.gone.set()
         self.ready.set()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "log" in message:
+            logging.getLogger(message["log"]).log(message["level"], "%s", message["text"])
+        elif "ready" in message:
+            self.ready.set()
+        else:
+            name = message.get("closed") or message["answer"]
+            self.sentences[name] = message.get("sentence")
+            self.answered[name].set()
 
 
 class Sender:
@@ -120,13 +127,15 @@ class Sender:
         self.uri = uri
         note(run, "RUNNING")
         self.process = process()
-        self.closed = self.process.open(run, uri, new=new, system_every_s=system_every_s)
+        self.number, self.closed = self.process.open(run, uri, new=new, system_every_s=system_every_s)
 
     def close(self, status: str, give_up: Callable[[], bool]) -> None:
-        note(self.run, status)
-        self.process.close(self.run, status)
+        note(self.run, status, _why_unsent(self.run))
+        self.process.close(self.number, status)
         started_at, said = time.monotonic(), False
-        longest_s = LONGEST_S[status] if self.process.ready.is_set() else LONGEST_S[status] + IMPORT_S
+        longest_s = LONGEST_S[status]
+        if status != "KILLED" and not self.process.ready.is_set():
+            longest_s += IMPORT_S
         while not self.closed.wait(0.1) and not give_up() and not self.process.gone.is_set():
             seconds = time.monotonic() - started_at
             if seconds > longest_s:

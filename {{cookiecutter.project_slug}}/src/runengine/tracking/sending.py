@@ -7,8 +7,8 @@ the run's folder, where `make sync`, or the next start, finds it: mlflow_sync.py
 It reads a line of JSON for each message, and answers in the same way:
 
     {"ask": uri}                                    -> {"answer": uri, "sentence": "refused", or null}
-    {"open": folder, "uri": uri, "options": {...}}  nothing; rows are sent as they come
-    {"close": folder, "status": "FINISHED"}         -> {"closed": folder}, when all is sent or MLflow does not answer
+    {"open": "1", "folder": ..., "uri": uri, ...}   nothing; rows are sent as they come
+    {"close": "1", "status": "FINISHED"}            -> {"closed": "1"}, when all is sent or MLflow does not answer
                                                     -> {"ready": true}, when MLflow is imported
                                                     -> {"log": name, "level": 20, "text": "..."}
 """
@@ -86,14 +86,13 @@ class Sending(threading.Thread):
             note(self.folder, status, self.failing or "it answers too slowly")
 
     def run(self) -> None:
-        quiet_mlflow()
-        import mlflow  # noqa: F401  # before anything is asked: nobody is slow to answer meanwhile
-
         wait_s = TRY_AGAIN_S[0]
         while True:
             closing = self.closing.is_set()
-            self.asked_at = time.monotonic()
             try:
+                import mlflow  # noqa: F401  # before anything is asked: nobody is slow to answer meanwhile
+
+                self.asked_at = time.monotonic()
                 if closing:
                     self.sync.finish(self.status)
                     return
@@ -121,8 +120,9 @@ class Sending(threading.Thread):
                 without_password(self.uri),
                 why(error),
             )
-        log.debug("MLflow", exc_info=error)
         self.failing = why(error)
+        if not self.closing.is_set():  # for the end of the run, should it not wait
+            note(self.folder, self.status, self.failing)
 
 
 class Forward(logging.Handler):
@@ -142,41 +142,45 @@ def serve(answer: Callable[..., None]) -> None:
     imported = threading.Event()
 
     def ready() -> None:
-        quiet_mlflow()
-        import mlflow  # noqa: F401
-
-        imported.set()
-        answer(ready=True)
+        try:
+            import mlflow  # noqa: F401
+        finally:  # what fails here fails again where it is needed, and is reported there
+            imported.set()
+            answer(ready=True)
 
     def ask(uri: str) -> None:
         sentence = None
         try:
-            if not is_new(uri):
-                mlflow_client(uri).search_experiments(max_results=1)
-        except Exception as error:
-            sentence = refusal(uri, error)
-        answer(answer=uri, sentence=sentence)
+            try:
+                if not is_new(uri):
+                    mlflow_client(uri).search_experiments(max_results=1)
+            except Exception as error:
+                sentence = refusal(uri, error)
+        finally:
+            answer(answer=uri, sentence=sentence)
 
-    def close(folder: str, status: str) -> None:
-        imported.wait(PATIENCE_S[status][1])  # no fault of the server's
-        sendings.pop(folder).close(status)
-        answer(closed=folder)
+    def close(number: str, sending: Sending, status: str) -> None:
+        if status != "KILLED":  # which has no time
+            imported.wait(PATIENCE_S[status][1])  # no fault of the server's
+        sending.close(status)
+        answer(closed=number)
 
-    def start(function: Callable[..., None], *arguments: str) -> None:
+    def start(function: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=function, args=arguments, daemon=True).start()
 
+    quiet_mlflow()
     start(ready)
     for line in sys.stdin:
         message: dict[str, Any] = json.loads(line)
         if "close" in message:
-            start(close, message["close"], message["status"])
+            start(close, message["close"], sendings.pop(message["close"]), message["status"])
             continue
         _stand_where(**message["place"])
         if "ask" in message:
             start(ask, message["ask"])
         else:
-            folder = message["open"]
-            sendings[folder] = Sending(Run(Path(folder)), message["uri"], **message["options"])
+            run = Run(Path(message["folder"]))
+            sendings[message["open"]] = Sending(run, message["uri"], **message["options"])
 
 
 def _stand_where(folder: str, environment: dict[str, str], package: str, package_folder: str, script: str) -> None:
@@ -186,12 +190,14 @@ def _stand_where(folder: str, environment: dict[str, str], package: str, package
     os.environ.update(environment)
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
+    quiet_mlflow()
     project.use(project.Project(package, Path(package_folder), script))
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the training ends this process, after what it still has to send
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # Slurm may signal every process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the training ends this one, when all is sent
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")

@@ -34,7 +34,7 @@ class Tracker:
     def __init__(
         self, run: Run, uri: str | None, *, tensorboard: bool, details: bool, system_every_s: float | None
     ) -> None:
-        self.run = run = Run(run.folder.absolute())  # for its threads: a notebook changes the current folder
+        self.run = run = Run(run.folder.absolute())  # a notebook changes the current folder
         self.details = details and tensorboard
         self.adding = threading.Lock()
         drop_half_a_line(run.metric_rows)
