@@ -28,7 +28,7 @@ from .runs.open_run import open_run
 from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
-from .settings.errors import INTERRUPTED, RESUME_ME, UserError, explain
+from .settings.errors import INTERRUPTED, RESUME_ME, explain
 from .settings.files import atomic_file, atomic_write
 from .tracking.sender import Access
 from .training import distributed
@@ -204,26 +204,14 @@ class TrainingRun(Run):
         self.rows.track_rows()  # needed where no epoch was left to train
         self.rows.track_best()
         if self.cfg.get("register"):
-            self._export()  # a run that is killed here is resumed
+            from .tracking.export import export_after_training
+
+            export_after_training(self)  # a run that is killed here is resumed
         self._write_metrics()
         self.tracker.close("FINISHED", give_up=self.signals.received)
         self._write_metrics()  # by now MLflow may have given the run its id
         if self.test_module() and "DVC_STAGE" not in os.environ and not Run(self.folder.parent).is_sweep():
             log.info("measure it:    %s\ncompare runs:  make runs, make mlflow", self.test_command())
-
-    def _export(self) -> None:
-        """For the registry; what goes wrong does not fail a training that is finished."""
-        from .tracking.export import have_model
-
-        try:
-            have_model(self)
-        except Exception as error:
-            sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
-            unexpected = None if isinstance(error, UserError) else error
-            again = f"make promote RUN={self.folder}"
-            log.warning(
-                "the model is not registered: %s. Try again: %s", sentence.rstrip("."), again, exc_info=unexpected
-            )
 
     def _write_metrics(self) -> None:
         known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`

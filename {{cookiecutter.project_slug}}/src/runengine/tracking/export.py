@@ -20,7 +20,7 @@ from ..runs.resolve import code_changed_since
 from ..runs.run import Run
 from ..settings import process, project
 from ..settings.console import first_line, listed
-from ..settings.errors import UserError
+from ..settings.errors import UserError, explain
 from . import mlflow_client
 
 if TYPE_CHECKING:
@@ -56,6 +56,17 @@ def have_model(run: Run) -> None:
     function(run)
     if not (run.model / "MLmodel").is_file():
         raise UserError(f"{name}.export has made no model for {run.folder}. Let it call runengine.save_model.")
+
+
+def export_after_training(run: Run) -> None:
+    """See that the run has its model for the registry; what goes wrong does not fail a training that is finished."""
+    try:
+        have_model(run)
+    except Exception as error:
+        sentence = explain(error) or f"{type(error).__name__}: {first_line(error)}"
+        again = f"make promote RUN={run.folder}"
+        unexpected = None if isinstance(error, UserError) else error
+        log.warning("the model is not registered: %s. Try again: %s", sentence.rstrip("."), again, exc_info=unexpected)
 
 
 def save_model(run: Run, model: nn.Module, inputs: torch.Tensor, metadata: Mapping[str, Any]) -> None:

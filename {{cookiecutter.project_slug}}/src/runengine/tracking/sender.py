@@ -113,21 +113,14 @@ class Process:
 
 
 class Sender:
-    """Keeps MLflow equal to a run's folder until it is closed.
+    """Keeps MLflow equal to a run's folder until it is closed; the arguments are those of `Sending`."""
 
-    Args:
-        run: or a sweep.
-        uri: of MLflow's store.
-        new: MLflow cannot know this folder yet.
-        system_every_s: how often the machine's load becomes a row; None for never.
-    """
-
-    def __init__(self, run: Run, uri: str, *, new: bool = False, system_every_s: float | None = None) -> None:
+    def __init__(self, run: Run, uri: str, **options: bool | float | None) -> None:
         self.run = run
         self.uri = uri
         note(run, "RUNNING")
         self.process = process()
-        self.number, self.closed = self.process.open(run, uri, new=new, system_every_s=system_every_s)
+        self.number, self.closed = self.process.open(run, uri, **options)
 
     def close(self, status: str, give_up: Callable[[], bool]) -> None:
         note(self.run, status, _why_unsent(self.run))

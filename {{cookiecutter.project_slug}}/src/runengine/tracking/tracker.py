@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ class Tracker:
     ) -> None:
         self.run = run = Run(run.folder.absolute())  # a notebook changes the current folder
         self.details = details and tensorboard
-        self.adding = threading.Lock()
         drop_half_a_line(run.metric_rows)
         rows = payload.read_rows(run)
         self.known = {(name, row["step"]) for row in rows for name in row["metrics"]}
@@ -52,15 +50,14 @@ class Tracker:
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row; a metric that has been measured at this step, before the run was killed, is not changed."""
-        with self.adding:
-            new = {name: value for name, value in metrics.items() if (name, step) not in self.known}
-            if not new:
-                return
-            now_s, tensorboard = time.time(), self.tensorboard
-            payload.add_row(self.run, step, new, int(now_s * 1000))
-            self.known |= {(name, step) for name in new}
-            if tensorboard:
-                tensorboard.add(step, new, now_s)
+        new = {name: value for name, value in metrics.items() if (name, step) not in self.known}
+        if not new:
+            return
+        now_s, tensorboard = time.time(), self.tensorboard
+        payload.add_row(self.run, step, new, int(now_s * 1000))
+        self.known |= {(name, step) for name in new}
+        if tensorboard:
+            tensorboard.add(step, new, now_s)
 
     def draw(self, task: LightningModule, step: int) -> None:
         """The task as it is at this step, into TensorBoard."""
