@@ -41,6 +41,7 @@ async function mlflow(seen) {
   await click("Model training"); // it opens with what it has for chats
   await page.getByRole("button", { name: "Close", exact: true }).first().click(); // its assistant
   await page.getByRole("link", { name: "digits", exact: true }).click();
+  await page.getByText(/^\d+ matching runs?$/).waitFor(); // the list of all runs would come late, and over the one searched for
   const search = page.getByPlaceholder("metrics.rmse");
   await search.fill(`attributes.run_name = "${run}"`);
   await search.press("Enter");
