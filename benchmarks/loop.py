@@ -4,8 +4,9 @@
     python benchmarks/loop.py                        # on the CPU, two sizes of data
     python benchmarks/loop.py --device cuda          # a ResNet-like model on a GPU
 
-Every row does what the row above it does and one thing more; the last is what `train` does by default. All see batches
-of the same sizes, validate after each epoch, and are taken in turns. Time is the median epoch, the first left out.
+From Lightning on, every row does what the row above it does and one thing more; the last is what `train` does by
+default. All see batches of the same sizes, validate after each epoch, and are taken in turns. Time is that of the whole
+loop by its epochs, the first left out: a stall counts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import platform
 import statistics
@@ -27,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent / "demo/my-project"
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,25 @@ class Work:
     name: str
     num_train: int
     input_shape: tuple[int, int, int]
-    model: str
+    model: str  # what makes it; the project's own by its name alone
     epochs: int
+    batch_size: int = 64
 
 
-QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * BATCH_SIZE, (1, 8, 8), "", 3)
+DIGITS = Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "CNN", 20)
 WORKS = {
     "cpu": [
-        Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
-        Work("as Fashion-MNIST: 28 x 28, 60 steps an epoch", 60 * BATCH_SIZE, (1, 28, 28), "", 3),
+        Work("digits, an MLP: 8 x 8, 10 steps an epoch", 1280, (1, 8, 8), "loop.mlp", 40, batch_size=128),
+        DIGITS,
+        Work("as Fashion-MNIST: 28 x 28, 60 steps an epoch", 60 * 64, (1, 28, 28), "CNN", 3),
     ],
-    "cuda": [
-        Work("digits, the default: 8 x 8, 17 steps an epoch", 1078, (1, 8, 8), "", 20),
-        Work("ResNet-like: 64 x 64, 200 steps an epoch", 200 * BATCH_SIZE, (3, 64, 64), "loop.resnet", 4),
-    ],
+    "cuda": [DIGITS, Work("ResNet-like: 64 x 64, 200 steps an epoch", 200 * 64, (3, 64, 64), "loop.resnet", 4)],
 }
+QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * 64, (1, 8, 8), "CNN", 3)
 
 
 class Timer:
-    """The median time from the start of an epoch to the start of the next."""
+    """The mean time of an epoch, but for the first."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -64,8 +65,7 @@ class Timer:
         self.starts.append(time.perf_counter())
 
     def epoch_s(self) -> float:
-        pairs = zip(self.starts[1:], self.starts[2:], strict=False)
-        return statistics.median(end - start for start, end in pairs)
+        return (self.starts[-1] - self.starts[1]) / (len(self.starts) - 2)
 
 
 class Loops:
@@ -90,8 +90,8 @@ class Loops:
             f"trainer.max_epochs={work.epochs}",
             f"data.folder={folder / 'data'}",
             f"data.input_shape=[{','.join(map(str, work.input_shape))}]",
-            f"data.batch_size={BATCH_SIZE}",
-            f"model._target_={work.model or f'{package}.model.CNN'}",
+            f"data.batch_size={work.batch_size}",
+            f"model._target_={work.model if '.' in work.model else f'{package}.model.{work.model}'}",
         ]
         if device != "cpu":
             self.overrides.append("trainer.precision=32-true")  # as the bare loop
@@ -113,9 +113,10 @@ class Loops:
     def model(self) -> Any:
         return self.module("train").build_task(self.cfg).model
 
-    def bare(self) -> float:
-        """A loop that a tutorial would show: everything in memory, no word said."""
+    def bare(self, *, indexed: bool = False) -> float:
+        """A loop that a tutorial would show, no word said: a `DataLoader`, or `indexed`, batches out of the arrays."""
         import torch
+        from torch.utils.data import DataLoader, TensorDataset
 
         torch.manual_seed(0)
         data = self.module("train").build_data(self.cfg)
@@ -123,26 +124,30 @@ class Loops:
         model = self.model().to(self.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.cfg.optimizer.lr)
         loss_of = torch.nn.CrossEntropyLoss()
+        size = self.work.batch_size
 
-        def batch(split: list[Any], rows: Any) -> tuple[Any, Any]:
-            images, labels = split[0][rows].float() / 255, split[1][rows]
-            return images.to(self.device), labels.to(self.device)
+        def batches(split: list[Any], *, shuffle: bool) -> Any:
+            if not indexed:
+                whole = TensorDataset(split[0][:].float() / 255, split[1][:])
+                return DataLoader(whole, batch_size=size, shuffle=shuffle)
+            order = torch.randperm if shuffle else torch.arange
+            return ((split[0][rows].float() / 255, split[1][rows]) for rows in order(len(split[1])).split(size))
 
-        timer = Timer()
+        timer, loaders = Timer(), {}
+        if not indexed:
+            loaders = {"train": batches(train, shuffle=True), "val": batches(val, shuffle=False)}
         for _ in range(self.work.epochs):
             timer()
             model.train()
-            for rows in torch.randperm(len(train[1])).split(BATCH_SIZE):
-                images, labels = batch(train, rows)
+            for images, labels in loaders.get("train") or batches(train, shuffle=True):
                 optimizer.zero_grad()
-                loss = loss_of(model(images), labels)
+                loss = loss_of(model(images.to(self.device)), labels.to(self.device))
                 loss.backward()
                 optimizer.step()
             model.eval()
             with torch.no_grad():
-                for rows in torch.arange(len(val[1])).split(BATCH_SIZE):
-                    images, labels = batch(val, rows)
-                    loss_of(model(images), labels)
+                for images, labels in loaders.get("val") or batches(val, shuffle=False):
+                    loss_of(model(images.to(self.device)), labels.to(self.device))
             self.wait()
         timer()
         return timer.epoch_s()
@@ -157,8 +162,8 @@ class Loops:
         """Lightning's trainer with so many of the engine's layers."""
         import pytorch_lightning as pl
         import torch
+        from pytorch_lightning.callbacks import TQDMProgressBar
         from runengine import Run
-        from runengine.training.checkpoints import EpochBar
         from runengine.training.history import History
         from runengine.training.options import trainer_options
         from runengine.training.signals import Signals
@@ -173,15 +178,13 @@ class Loops:
             history = History(run, self.cfg.monitor.metric, self.cfg.monitor.mode)
             # what suits the device is done to another task: here it is the last row's
             options, _ = trainer_options(run, self.cfg, self.task(metrics=True), history, signals, [])
-            bars = [each for each in options["callbacks"] if isinstance(each, EpochBar)]
+            bars = [each for each in options["callbacks"] if isinstance(each, TQDMProgressBar)]
             others = [each for each in options["callbacks"] if each not in bars]
             options |= {
                 "callbacks": [*others * (layers >= 2), *bars * (layers >= 3), timed(timer)], "logger": False,
                 "enable_progress_bar": layers >= 3, "enable_checkpointing": layers >= 2,
             }  # fmt: skip
             pl.Trainer(**options).fit(task, datamodule=self.module("train").build_data(self.cfg))
-        self.wait()
-        timer()
         return timer.epoch_s()
 
     def task(self, *, metrics: bool) -> Any:
@@ -216,6 +219,19 @@ class Loops:
         return timer.epoch_s()
 
 
+def mlp(input_shape: Any, num_classes: int, **_: Any) -> Any:
+    """Three hidden layers with batch norm."""
+    from torch import nn
+
+    widths = [input_shape[-1] * input_shape[-2], 64, 128, 64]
+    hidden = [
+        layer
+        for width_in, width in itertools.pairwise(widths)
+        for layer in (nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU())
+    ]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], num_classes))
+
+
 def resnet(input_shape: Any, num_classes: int, **_: Any) -> Any:
     """As ResNet-18 (He et al. 2015, arXiv:1512.03385, table 1), a quarter as deep: one block of each width."""
     from torch import nn
@@ -242,9 +258,15 @@ def resnet(input_shape: Any, num_classes: int, **_: Any) -> Any:
 def timed(timer: Timer) -> Any:
     """A callback that tells the timer when an epoch begins, and when the last one has ended."""
     import pytorch_lightning as pl
+    import torch
 
     class Times(pl.Callback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            timer()
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
             timer()
 
     return Times()
@@ -259,7 +281,8 @@ class Terminal(io.StringIO):
 
 def rows(loops: Loops) -> dict[str, Callable[[], float]]:
     return {
-        "bare PyTorch": loops.bare,
+        "bare PyTorch, DataLoader": loops.bare,
+        "bare PyTorch, batches by index": lambda: loops.bare(indexed=True),
         "Lightning": lambda: loops.lightning(0),
         "+ metrics": lambda: loops.lightning(1),
         "+ log, checkpoints": lambda: loops.lightning(2),
@@ -279,7 +302,7 @@ def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
     for work in works:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name, "pyproject.toml")  # runs go here
-            root.write_text(f'[tool.runengine]\npackage = "{package}"\n')
+            root.write_text(f'[tool.runengine]\npackage = "{package}"\ntargets = ["loop.mlp", "loop.resnet"]\n')
             os.chdir(name)
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
             loops = Loops(package, work, Path(name), device)
@@ -290,7 +313,7 @@ def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
                     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Terminal()):
                         seconds[row].append(loop())
             os.chdir("/")
-        bare = seconds["bare PyTorch"]
+        bare = seconds["bare PyTorch, DataLoader"]
         print(f"\n{work.name:44}  ms an epoch  of bare    share")
         before = 0.0
         for row, values in seconds.items():

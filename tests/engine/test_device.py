@@ -39,10 +39,11 @@ def test_channels_last_is_for_what_convolves() -> None:
 
 
 def test_an_optimizer_is_fused_where_it_can_be() -> None:
-    assert device.fused((8, 0), "bf16-mixed", clips=True)
-    assert not device.fused((7, 5), "16-mixed", clips=True)
-    assert device.fused((7, 5), "16-mixed", clips=False)
-    assert not device.fused(None, "32-true", clips=False)
+    assert device.fused("cuda", (8, 0), "bf16-mixed", clips=True)
+    assert not device.fused("cuda", (7, 5), "16-mixed", clips=True)
+    assert device.fused("cuda", (7, 5), "16-mixed", clips=False)
+    assert device.fused("cpu", None, "32-true", clips=True)
+    assert not device.fused("mps", None, "32-true", clips=False)
 
 
 @pytest.mark.parametrize(("make", "can"), [

@@ -4,37 +4,66 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from ..compat import in_a_resumed_epoch
 from ..runs.run import Run
 from ..runs.weights import refuse_damaged
-from ..settings import process
 from ..settings.errors import UserError
-from .history import History, loss_of
-from .rank_state import RankState
+from .history import loss_of
 from .signals import Signals, Stopped
 
 LOSS_CHECK_STEPS = 50  # on a GPU the loss is looked at so often: each look waits for the GPU
+BEST = PurePosixPath(Run.best.name).name
+EPOCHS_S = 1.0  # of epochs that take milliseconds, one has its checkpoint written in so many seconds
+
+CheckpointContent = dict[str, Any]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint is there complete or not at all, also after a power cut.
 
     Lightning's own way over the temporary folder copies where that is another disk, and can be killed in the copy.
+
+    The best checkpoint of short epochs is kept in memory, and written when the next `last.ckpt` is, which names it:
+    after a kill both are of earlier epochs, and those that follow are trained again.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def __init__(self) -> None:
+        self.best: dict[Path, CheckpointContent] = {}  # to be written
+        self.best_at = -math.inf  # when one was written
+
+    def save_checkpoint(self, checkpoint: CheckpointContent, path: Any, storage_options: Any = None) -> None:
         file = Path(path)
+        if file.name == BEST and time.monotonic() - self.best_at < EPOCHS_S:
+            self.best[file] = apply_to_collection(checkpoint, torch.Tensor, _copied)
+            return
+        self.best.pop(file, None)
+        self.write_best()
+        self._write(checkpoint, file)
+        if file.name == BEST:
+            self.best_at = time.monotonic()
+
+    def write_best(self) -> None:
+        while self.best:
+            file, checkpoint = self.best.popitem()
+            self._write(checkpoint, file)
+            self.best_at = time.monotonic()
+
+    def teardown(self) -> None:
+        """Lightning calls it at the end of `fit`, also after an error."""
+        self.write_best()
+
+    def _write(self, checkpoint: CheckpointContent, file: Path) -> None:
         new = file.with_name(f"{file.name}.new")
         with new.open("wb") as stream:
             torch.save(checkpoint, stream)
@@ -42,9 +71,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(stream.fileno())
         new.replace(file)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> CheckpointContent:
         refuse_damaged(Path(path))
-        content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        content: CheckpointContent = super().load_checkpoint(path, *args, **kwargs)
         return content
 
 
@@ -62,8 +91,14 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **moved, "best_k_models": kept})
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run gets a signal to stop.
+
+    Of epochs that are shorter than EPOCHS_S, those between are left out: never the first of a process, nor the last one.
 
     Watches the loss as well: a checkpoint with NaN in it must not take the place of a good one.
 
@@ -88,6 +123,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_s = every_minutes * 60 if every_minutes else math.inf
         self.saved_at = time.monotonic()
+        self.saved_step = -1  # the step of the last save in this process
         self.group: Any = None
         self.bad_step: torch.Tensor | None = None  # the first step whose loss is not finite; -1 for none
         self.ended = False  # before its last epoch: in the checkpoint, as Lightning would train one more
@@ -102,7 +138,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.ended, self.due = False, []  # not those of an earlier call of `fit`; a checkpoint is loaded after this
-        self.bad_step = None
+        self.bad_step, self.saved_step = None, -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.ended
@@ -137,14 +173,17 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended, self.due = trainer.should_stop, _due_schedulers(trainer, pl_module)
-        self._save(trainer)
+        due = self.saved_step < 0 or _is_last_epoch(trainer) or time.monotonic() - self.saved_at > EPOCHS_S
+        signum, save = self._agree(self.signals.signum, due)
+        if signum or save:
+            self._save(trainer)
         if in_a_resumed_epoch(trainer):  # Lightning leaves them out in an epoch that was resumed
             self._step_what_is_due(trainer, pl_module)
         self.due = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signum, _ = self._agree(self.signals.signum, False)
-        if signum:  # it came during the validation; the end of the epoch has saved
+        if signum and self.saved_step == trainer.global_step:  # if it came later, the first step of this epoch saves
             raise Stopped(signum)
 
     def _step_what_is_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -154,7 +193,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.file)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def _agree(self, signum: int, save: bool) -> tuple[int, bool]:
         """What any process wants, all do, after the same step."""
@@ -168,13 +207,16 @@ class LastCheckpoint(Checkpoint):
         """Note the first step with a bad loss, without waiting for the GPU; report it when it is time to look."""
         if loss is None:
             return
-        if self.bad_step is None:
-            self.bad_step = torch.full((), -1, device=loss.device)
-        self.bad_step = torch.where(torch.isfinite(loss) | (self.bad_step >= 0), self.bad_step, step)
-        if not (now or loss.device.type == "cpu"):
-            return
-        bad_step = int(self.bad_step)
-        bad_step, _ = self._agree(bad_step, False) if self.group is not None else (bad_step, False)
+        if loss.device.type == "cpu":
+            bad_step = -1 if math.isfinite(loss.item()) else step
+        else:
+            if self.bad_step is None:
+                self.bad_step = torch.full((), -1, device=loss.device)
+            self.bad_step = torch.where(torch.isfinite(loss) | (self.bad_step >= 0), self.bad_step, step)
+            if not now:
+                return
+            bad_step = int(self.bad_step)
+        bad_step, _ = self._agree(bad_step, False)
         if bad_step >= 0:
             self._refuse("train/loss", float(loss), bad_step)
 
@@ -184,6 +226,12 @@ class LastCheckpoint(Checkpoint):
             f"{name} is {value} at step {step}: training stops here. {good}. Try a smaller optimizer.lr or "
             "trainer.gradient_clip_val=1; debug=anomaly names the operation it comes from."
         )
+
+
+def _is_last_epoch(trainer: pl.Trainer) -> bool:
+    """Does the training end after this one, or may it?"""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return trainer.should_stop or trainer.current_epoch + 1 == epochs or 0 <= steps <= trainer.global_step
 
 
 def _due_schedulers(trainer: pl.Trainer, task: pl.LightningModule) -> list[tuple[int, float]]:
@@ -197,42 +245,4 @@ def _due_schedulers(trainer: pl.Trainer, task: pl.LightningModule) -> list[tuple
         and config.interval == "epoch"
         and (trainer.current_epoch + 1) % config.frequency == 0
         and config.monitor in trainer.callback_metrics
-    ]
-
-
-class EpochBar(TQDMProgressBar):
-    """Lightning's bar, without the number of the logger's version."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
-
-def callbacks(
-    run: Run,
-    history: History,
-    signals: Signals,
-    *,
-    patience: int | None = None,
-    every_n_steps: int | None = None,
-    every_minutes: float | None = None,
-    others: list[Callback] | None = None,
-) -> list[Callback]:
-    """In this order: `last` is written last, so it knows what is best, and whether training has ended early."""
-    metric, mode = history.metric, history.mode
-    return [
-        history,
-        RankState(),
-        *([EarlyStopping(metric, patience=patience, mode=mode)] if patience and metric else []),
-        *([EpochBar()] if sys.stderr.isatty() and process.rank() == 0 else []),
-        *(others or []),
-        BestCheckpoint(
-            dirpath=run.checkpoints,
-            filename="best",
-            monitor=metric,
-            mode=mode,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-        LastCheckpoint(run.last, signals, metric, every_n_steps, every_minutes),
     ]

@@ -13,7 +13,6 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 Version = tuple[int, int]
-FUSED = "fused optimizer"
 AMPERE, VOLTA = (8, 0), (7, 0)  # compute capability: developer.nvidia.com/cuda-gpus
 
 
@@ -72,25 +71,28 @@ def layout(model: nn.Module, capability: Version | None) -> Choice | None:
     return Choice("channels_last", "the tensor cores convolve in this order, others are turned first")
 
 
-def fused(capability: Version | None, chosen: str, clips: bool) -> Choice | None:
+def fused(kind: str, capability: Version | None, chosen: str, clips: bool) -> Choice | None:
     """Whether the optimizer's step is one kernel.
 
     Args:
+        kind: of the device.
+        capability: the GPU's compute capability; None for what is no GPU of NVIDIA's or AMD's.
         chosen: the precision.
         clips: gradients are clipped.
     """
-    if capability is None or (chosen == "16-mixed" and clips):  # it would unscale gradients that are clipped before
+    if chosen == "16-mixed" and clips:  # it would unscale gradients that are clipped before
         return None
-    return Choice(FUSED, "all parameters are stepped by one kernel instead of some for each")
+    if capability is None and kind != "cpu":
+        return None
+    return Choice("fused optimizer", "all parameters are stepped by one kernel instead of some for each")
 
 
 class Fused(Callback):
     """Lets every optimizer that can step with one kernel, unless the owner has said how it shall step."""
 
-    def __init__(self, choice: Choice) -> None:
-        self.choice = choice
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if any(getattr(module, "sparse", False) for module in pl_module.modules()):
+            return  # an embedding whose gradients are sparse: no such kernel takes them
         for optimizer in trainer.optimizers:
             fuse(optimizer)
 
@@ -99,6 +101,10 @@ def fuse(optimizer: torch.optim.Optimizer) -> bool:
     """Switch the optimizer to one kernel before its first step; returns whether it can."""
     groups = optimizer.param_groups
     if any(group.get("fused", False) is not None or group.get("foreach") is not None for group in groups):
+        return False
+    if any(group.get("differentiable") for group in groups):
+        return False
+    if not all(parameter.is_floating_point() for group in groups for parameter in group["params"]):
         return False
     for group in groups:
         group["fused"] = True

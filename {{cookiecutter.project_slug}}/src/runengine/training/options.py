@@ -14,6 +14,7 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -22,9 +23,11 @@ from ..runs.run import Run
 from ..settings import process
 from ..settings.errors import UserError
 from . import device, distributed
-from .checkpoints import AtomicCheckpointIO, callbacks
+from .checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from .device import Choice
 from .history import History
+from .progress_bar import EpochBar
+from .rank_state import RankState
 from .signals import Signals
 
 PROFILERS: dict[str, type[Profiler]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
@@ -42,7 +45,7 @@ def trainer_options(
     options.pop("_target_", None)  # runs of earlier projects name the class
     _check_names(options)
     _check_devices(options["accelerator"], options["devices"])
-    precision, choices = _take_of_device(options, task)
+    precision, fuses, choices = _take_of_device(options, task)
     _share_out(task, options["strategy"])
     profiler = PROFILERS.get(str(options["profiler"]))
     return {
@@ -51,12 +54,42 @@ def trainer_options(
         "profiler": profiler(dirpath=run.folder, filename="profile") if profiler else options["profiler"],
         "callbacks": [
             *callbacks(run, history, signals, patience=cfg.patience, others=others, **cfg.checkpoint),
-            *([device.Fused(choices[-1])] if choices and choices[-1].value == device.FUSED else []),
+            *([device.Fused()] if fuses else []),
         ],
         "plugins": [AtomicCheckpointIO(), distributed.environment()],
         "enable_progress_bar": sys.stderr.isatty() and process.rank() == 0,
         "enable_model_summary": False,
     }, choices
+
+
+def callbacks(
+    run: Run,
+    history: History,
+    signals: Signals,
+    *,
+    patience: int | None = None,
+    every_n_steps: int | None = None,
+    every_minutes: float | None = None,
+    others: list[pl.Callback] | None = None,
+) -> list[pl.Callback]:
+    """In this order: `last` is written last, so it knows what is best, and whether training has ended early."""
+    metric, mode = history.metric, history.mode
+    return [
+        history,
+        RankState(),
+        *([EarlyStopping(metric, patience=patience, mode=mode)] if patience and metric else []),
+        *([EpochBar()] if sys.stderr.isatty() and process.rank() == 0 else []),
+        *(others or []),
+        BestCheckpoint(
+            dirpath=run.checkpoints,
+            filename="best",
+            monitor=metric,
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        LastCheckpoint(run.last, signals, metric, every_n_steps, every_minutes),
+    ]
 
 
 def evaluation_trainer() -> pl.Trainer:
@@ -145,9 +178,10 @@ def _check_devices(accelerator: str, wanted: int) -> None:
         raise UserError(f"trainer.devices is {wanted}, but {name} here: {here[kind]}. Try {other}.{why}")
 
 
-def _take_of_device(options: dict[str, Any], task: pl.LightningModule) -> tuple[str, list[Choice]]:
-    """Let the task use what the GPU has; the precision, and every choice that was made, that of the optimizer last."""
-    name, capability = device.capability_of(device.kind_of(options["accelerator"]))
+def _take_of_device(options: dict[str, Any], task: pl.LightningModule) -> tuple[str, bool, list[Choice]]:
+    """Let the task use what the device has; the precision, whether optimizers are fused, and the GPU's choices."""
+    kind = device.kind_of(options["accelerator"])
+    name, capability = device.capability_of(kind)
     precision, choices = options["precision"], []
     by_itself = precision == "auto"
     if by_itself:
@@ -158,5 +192,6 @@ def _take_of_device(options: dict[str, Any], task: pl.LightningModule) -> tuple[
     layout = device.layout(task, capability)
     if layout:
         task.to(memory_format=torch.channels_last)
-    fused = device.fused(capability, precision, options["gradient_clip_val"] is not None)
-    return precision, [choice for choice in (*choices, tensor_float, layout, fused) if choice]
+    fused = device.fused(kind, capability, precision, options["gradient_clip_val"] is not None)
+    choices += [choice for choice in (tensor_float, layout, fused if capability else None) if choice]
+    return precision, bool(fused), choices
