@@ -23,7 +23,7 @@ from runengine import Run, UserError, compose, load_config
 from runengine.runs.resolve import UNFINISHED, resolve_run
 from runengine.settings import files
 from runengine.settings.config import fill_in_prepared
-from runengine.training import history
+from runengine.training import checkpoints, history
 from runengine.training.checkpoints import AtomicCheckpointIO
 
 Train = Callable[..., Run]
@@ -142,6 +142,7 @@ def test_a_row_that_was_sent_before_a_kill_is_not_sent_again(
             raise Killed
         save(self, checkpoint, path, **options)
 
+    monkeypatch.setattr(checkpoints, "EPOCHS_S", 0.0)
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", die_at_the_second_epoch)
     with pytest.raises(Killed):
         run_training(EPOCHS, HERE, "tracking=mlflow")
