@@ -1,6 +1,6 @@
 # Two commands do all: `make demo` shows what this template gives, `make test` proves it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check clean
+.PHONY: help demo test test-fast check gpu-check clean
 
 TOOLS := .venv
 READY := $(TOOLS)/.ready
@@ -36,8 +36,11 @@ check: $(READY) ## look for mistakes: ruff, mypy
 	$(TOOLS)/bin/ruff format --check .
 	$(TOOLS)/bin/mypy
 
+gpu-check: demo ## on a machine with a GPU: everything that one can prove, in gpu-check/report.md
+	@$(TOOLS)/bin/python benchmarks/gpu.py
+
 clean: ## remove everything that make made
-	rm -rf $(TOOLS) demo .*_cache
+	rm -rf $(TOOLS) demo gpu-check .*_cache
 
 demo/.generated: $(READY) $(TEMPLATE)
 	@echo "== Generating a project with default answers in $(PROJECT)"

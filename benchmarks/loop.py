@@ -3,6 +3,8 @@
     make demo
     python benchmarks/loop.py                        # on the CPU, two sizes of data
     python benchmarks/loop.py --device cuda          # a ResNet-like model on a GPU
+    python benchmarks/loop.py --choices              # what the engine takes of the device, one after the other left out
+    python benchmarks/loop.py --waits                # how often a step waits for the device
 
 From Lightning on, every row does what the row above it does and one thing more; the last is what `train` does by
 default. All see batches of the same sizes, validate after each epoch, and are taken in turns. Time is that of the whole
@@ -52,6 +54,12 @@ WORKS = {
     ],
     "cuda": [DIGITS, Work("ResNet-like: 64 x 64, 200 steps an epoch", 200 * 64, (3, 64, 64), "loop.resnet", 4)],
 }
+ALL = "all that the engine takes by itself"
+# where the program waits for the device; a CPU computes at once: counted there is each value taken out of a tensor
+WAITS = {
+    "cuda": {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"},
+    "cpu": {"aten::_local_scalar_dense"},
+}
 QUICK = Work("quick: 8 x 8, 2 steps an epoch", 2 * 64, (1, 8, 8), "CNN", 3)
 
 
@@ -98,6 +106,12 @@ class Loops:
         self.program = self.module("train").train
         self.compose = importlib.import_module("runengine").compose
         self.cfg = self.compose("train", self.overrides)
+
+    @property
+    def num_steps(self) -> int:
+        """Of training and validation together."""
+        sizes = (self.work.num_train, self.work.num_train // 4)
+        return self.work.epochs * sum(-(-size // self.work.batch_size) for size in sizes)
 
     def module(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
@@ -291,7 +305,50 @@ def rows(loops: Loops) -> dict[str, Callable[[], float]]:
     }
 
 
-def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
+def choices(loops: Loops) -> dict[str, Callable[[], float]]:
+    """All that the engine takes of the device, and each thing left out."""
+    from runengine.training import device
+
+    everything = "trainer.precision=auto"
+
+    def without(name: str) -> float:
+        taken = getattr(device, name)
+        try:
+            setattr(device, name, lambda *_: None)
+            return loops.whole(everything)
+        finally:
+            setattr(device, name, taken)
+
+    table = {ALL: lambda: loops.whole(everything), "without the fused optimizer": lambda: without("fused")}
+    if loops.device != "cuda":
+        return table
+    return table | {
+        "in float32": lambda: loops.whole("trainer.precision=32-true"),
+        "without TF32": lambda: without("tensor_float"),
+        "without channels_last": lambda: without("layout"),
+        "and compiled": lambda: loops.whole(everything, "compile=true"),
+    }
+
+
+def waits(loops: Loops) -> None:
+    """Print how often the program waits for a result of the device, in a step of training or validation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (loops.device == "cuda")
+    table: dict[str, Callable[[], float]] = {
+        "bare PyTorch": lambda: loops.bare(indexed=True),
+        "all that is on by default": loops.whole,
+    }
+    for row, loop in table.items():
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), profile(activities=activities) as seen:
+            loop()
+        counts = {each.key: each.count for each in seen.key_averages() if each.key in WAITS[loops.device]}
+        found = ", ".join(f"{name} {count / loops.num_steps:.2f}" for name, count in sorted(counts.items())) or "none"
+        print(f"  {row:42}  waits a step: {found}")
+
+
+def measure(package: str, device: str, works: list[Work], rounds: int, *, what: str) -> None:
     import torch
 
     print(
@@ -306,15 +363,21 @@ def measure(package: str, device: str, works: list[Work], rounds: int) -> None:
             os.chdir(name)
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
             loops = Loops(package, work, Path(name), device)
-            table = rows(loops)
+            if what == "waits":
+                print(f"\n{work.name}")
+                waits(loops)
+                os.chdir("/")
+                continue
+            table = rows(loops) if what == "layers" else choices(loops)
             seconds: dict[str, list[float]] = {row: [] for row in table}
             for _ in range(rounds):
                 for row, loop in table.items():
                     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Terminal()):
                         seconds[row].append(loop())
             os.chdir("/")
-        bare = seconds["bare PyTorch, DataLoader"]
-        print(f"\n{work.name:44}  ms an epoch  of bare    share")
+        first = next(iter(seconds))
+        bare = seconds[first]
+        print(f"\n{work.name:44}  ms an epoch  {'of bare' if what == 'layers' else ' of all'}    share")
         before = 0.0
         for row, values in seconds.items():
             ratio = statistics.median(base / value for base, value in zip(bare, values, strict=True))
@@ -339,6 +402,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="does it still run? In seconds; the figures mean nothing")
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--package", default="my_project")
+    parser.add_argument("--choices", dest="what", action="store_const", const="choices", default="layers")
+    parser.add_argument("--waits", dest="what", action="store_const", const="waits")
     arguments = parser.parse_args()
     python = arguments.project / ".venv/bin/python"
     if not python.exists():
@@ -348,7 +413,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))  # for loop.ResNet
     works = [work for work in WORKS[arguments.device] if arguments.only in work.name]
     works, rounds = ([QUICK], 1) if arguments.quick else (works, arguments.rounds)
-    measure(arguments.package, arguments.device, works, rounds)
+    measure(arguments.package, arguments.device, works, rounds, what=arguments.what)
 
 
 if __name__ == "__main__":

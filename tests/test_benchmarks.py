@@ -21,6 +21,7 @@ LINES = {
     "startup.py": "first step, tracking=off  ",
     "loop.py": "+ tracking: all that is on by default  ",
     "scale.py data": "shuffled batches, 2 workers  ",
+    "gpu.py": "the report is ",
     "generation.py": "whole / bare, pair by pair: ",
 }
 
@@ -32,8 +33,10 @@ def started(demo: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) ->
     def start(command: str) -> str:
         script, *what = command.split()
         project: list[str | Path] = [] if script == "generation.py" else ["--project", demo[0]]
-        typed: list[str | Path] = [sys.executable, ROOT / "benchmarks" / script, *what, "--quick", *project]
-        return run(*typed, cwd=tmp_path_factory.mktemp("benchmark")).output
+        folder = tmp_path_factory.mktemp("benchmark")
+        report: list[str | Path] = ["--report", folder / "report.md"] if script == "gpu.py" else []
+        typed: list[str | Path] = [sys.executable, ROOT / "benchmarks" / script, *what, "--quick", *project, *report]
+        return run(*typed, cwd=folder).output
 
     with ThreadPoolExecutor(2) as pool:
         yield {command: pool.submit(start, command) for command in LINES}
