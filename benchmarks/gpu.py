@@ -45,15 +45,15 @@ def parts(project: Path, work: Path, report: Path, *, device: str, quick: bool) 
     python = project / ".venv/bin/python"
     few = ["--quick"] if quick else []
     trainer = "gpu" if device == "cuda" else "cpu"
-    yield Part("The doctor", [python, "-m", "runengine", "doctor"], project)
-    if not quick:
-        yield Part("The bench", [python, "-m", "runengine", "bench", "--json", report.parent / "bench.json"], project)
-    tests = ROOT / "tests/engine/test_gpu.py"
-    options = ["-q", "-rs", "-p", "no:cacheprovider", "-c", "pyproject.toml", "--confcutdir", ROOT / "tests/engine"]
-    here = {"PYTHONPATH": str(TEMPLATE / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    yield Part("Tests that need a GPU", [python, "-m", "pytest", *options, tests], TEMPLATE, here)
     loop = [python, ROOT / "benchmarks/loop.py", "--project", project, "--device", device, *few]
-    yield Part("The layers of the loop", loop, work)
+    if not quick:
+        yield Part("The doctor", [python, "-m", "runengine", "doctor"], project)
+        yield Part("The bench", [python, "-m", "runengine", "bench", "--json", report.parent / "bench.json"], project)
+        tests = ROOT / "tests/engine/test_gpu.py"
+        options = ["-q", "-rs", "-p", "no:cacheprovider", "-c", "pyproject.toml", "--confcutdir", ROOT / "tests/engine"]
+        here = {"PYTHONPATH": str(TEMPLATE / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        yield Part("Tests that need a GPU", [python, "-m", "pytest", *options, tests], TEMPLATE, here)
+        yield Part("The layers of the loop", loop, work)
     yield Part("What trainer=gpu takes, one after the other left out", [*loop, "--choices"], work)
     yield Part("How often a step waits for the device", [*loop, "--waits"], work)
     for example in EXAMPLES[-1:] if quick else EXAMPLES:
