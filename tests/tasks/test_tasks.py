@@ -209,6 +209,7 @@ pl.seed_everything(cfg.seed, workers=True, verbose=False)
 data, task = build_data(cfg), build_task(cfg)
 batches = list(data.train_dataloader())
 optimizer = task.configure_optimizers()
+optimizer.param_groups[0]["fused"] = True  # as the engine lets it step
 for epoch in range(1, {epochs} + 1):
     for rows, targets in [*(batches[:{num_batches}] if epoch == {epoch} else []), *batches]:
         optimizer.zero_grad()
