@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -12,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from ..compat import in_a_resumed_epoch
@@ -34,8 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own way over the temporary folder copies where that is another disk, and can be killed in the copy.
 
-    The best checkpoint of short epochs is kept in memory, and written when the next `last.ckpt` is, which names it:
-    after a kill both are of earlier epochs, and those that follow are trained again.
+    The best checkpoint of short epochs, on the CPU, is kept in memory, and written when the next `last.ckpt` is, which
+    names it: after a kill both are of earlier epochs, and those that follow are trained again.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: CheckpointContent, path: Any, storage_options: Any = None) -> None:
         file = Path(path)
-        if file.name == BEST and time.monotonic() - self.best_at < EPOCHS_S:
-            self.best[file] = apply_to_collection(checkpoint, torch.Tensor, _copied)
+        if file.name == BEST and time.monotonic() - self.best_at < EPOCHS_S and _is_in_memory(checkpoint):
+            self.best[file] = copy.deepcopy(checkpoint)
             return
         self.best.pop(file, None)
         self.write_best()
@@ -91,14 +91,17 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **moved, "best_k_models": kept})
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _is_in_memory(checkpoint: CheckpointContent) -> bool:
+    """A copy of what is on a GPU could be more than it has."""
+    return all(
+        value.device.type == "cpu" for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor)
+    )
 
 
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` after each epoch, every so many steps or minutes, and when the run gets a signal to stop.
 
-    Of epochs that are shorter than EPOCHS_S, those between are left out: never the first of a process, nor the last one.
+    Of epochs shorter than EPOCHS_S, those between are left out: never the first of a process, nor the last one.
 
     Watches the loss as well: a checkpoint with NaN in it must not take the place of a good one.
 
