@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 EXAMPLES = ("images", "table", "text", "minimal")
 DEVICE = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-# two trainings with the same seed; the second may begin in the middle
+# two trainings with the same seed
 COMPARE = """
 import sys, torch
 one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in sys.argv[1:])
