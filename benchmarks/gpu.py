@@ -59,7 +59,7 @@ def parts(project: Path, work: Path, report: Path, *, device: str, quick: bool) 
     for example in EXAMPLES[-1:] if quick else EXAMPLES:
         yield from of_example(example, project, work, trainer)
     train = [python, "-m", "my_project.train", f"trainer={trainer}", "trainer.max_epochs=3"]
-    for how in ("false", "warn") if not quick else ():
+    for how in ("false", "true") if not quick else ():
         names = [f"runs/{how}-{number}" for number in (1, 2)]
         for name in names:
             typed = [f"run_dir={work / name}", f"trainer.deterministic={how}"]
