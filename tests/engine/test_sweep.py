@@ -14,16 +14,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import numpy as np
 import optuna
 import pytest
 from conftest import SOURCE
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from runengine import Run, compose
-from runengine.compat import open_trial
+from runengine.compat import composing_once, open_trial
 from runengine.runs import provenance
 from runengine.runs.lock import locked
+from runengine.settings import project
 from runengine.sweeps.results import Job, print_table, write_csv
 from runengine.sweeps.search import STUDY, Search, storage
 from runengine.sweeps.seeds import summarize
@@ -111,6 +118,51 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
     }
     assert all("run_dir=" in child.data.tags["command"] and " -m " not in child.data.tags["command"][9:]
                for child in children)  # fmt: skip
+
+
+@pytest.mark.parametrize("jobs", [
+    (("seed=0", "run_dir='a b'"), ("seed=1", "run_dir='a c'")),
+    (("model=mlp", "optimizer.lr=0.1"), ("model=cnn", "optimizer.lr=0.1"), ("model=mlp", "optimizer.lr=1e-3")),
+    (("optimizer=sgd", "optimizer.momentum=0.5", "tags=[a]"), ("optimizer=sgd", "optimizer.momentum=0.6", "tags=[]")),
+    (("experiment=smoke", "name=x", "data.num_workers=null"), ("experiment=smoke", "name='1, 2'")),
+    (("+data.own=1", "seed=2"), ("+data.own=[1,{b:2}]", "seed=3"), ("~experiment_name", "seed=3")),
+    (("tracking=off", "model.dropout=${oc.env:HOME}"), ("tracking=off", "hydra.verbose=true", "seed=1")),
+])  # fmt: skip
+def test_the_settings_of_each_run_are_those_that_hydra_composes(jobs: tuple[tuple[str, ...], ...]) -> None:
+    with hydra.initialize_config_dir(str(project.current().conf), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["launch=local", "seed=7"], RunMode.MULTIRUN)
+        context = composing_once(HydraContext(loader, Callbacks()), master)
+        for job in (*jobs, *jobs):
+            known = loader.load_sweep_config(master, list(job))
+            found = context.config_loader.load_sweep_config(master, list(job))
+            assert OmegaConf.to_container(found) == OmegaConf.to_container(known)
+            found.seed, found.hydra.job.num = 99, 3  # a run may change its own
+            assert OmegaConf.is_struct(found) == OmegaConf.is_struct(known)
+        for wrong in (["optimizer.lt=1"], ["optimizer=adam"], ["seed=1", "seed.a=1"]):
+            with pytest.raises(HydraException) as known_error:
+                loader.load_sweep_config(master, wrong)
+            with pytest.raises(type(known_error.value)) as error:
+                context.config_loader.load_sweep_config(master, wrong)
+            assert str(error.value) == str(known_error.value)
+
+
+def test_files_of_settings_are_read_as_often_for_many_runs_as_for_one(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed, compose_by_hydra = [], ConfigLoaderImpl.load_configuration
+
+    def count(self: ConfigLoaderImpl, *arguments: object, **options: object) -> object:
+        composed.append(arguments)
+        return compose_by_hydra(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", count)
+    counts = []
+    for seeds in ("0", "0", "range(4)"):  # the first time the types of the defaults are looked up, too
+        composed.clear()
+        assert start("-m", *SHORT, "trainer.max_epochs=1", f"seed={seeds}") == 0
+        counts.append(len(composed))
+    assert counts[0] >= counts[1] == counts[2]
 
 
 def test_a_run_that_fails_is_told_and_the_others_finish(

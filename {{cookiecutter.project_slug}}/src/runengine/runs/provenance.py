@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import json
@@ -152,15 +153,20 @@ def environment() -> dict[str, Any]:
     if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         driver = _driver()
-    packages = {package.metadata["Name"]: package.version for package in distributions()}
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
         "gpus": gpus,
         "driver": driver,
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "packages": dict(_packages()),
     }
+
+
+@functools.cache  # to read them takes 0.2 s, and the runs of a sweep have the same
+def _packages() -> list[tuple[str, str]]:
+    found = {package.metadata["Name"]: package.version for package in distributions()}
+    return sorted(found.items(), key=lambda item: item[0].lower())
 
 
 def _write_data(file: Path, data: Path) -> None:

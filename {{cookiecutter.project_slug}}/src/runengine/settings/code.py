@@ -8,6 +8,7 @@ So an edit of `evaluate.py` trains nothing again, while no module that training 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -50,6 +51,7 @@ def _files(folder: Path, suffix: str) -> list[Path]:
     return sorted(file for file in folder.rglob(f"*.{suffix}") if file.is_file())
 
 
+@functools.cache  # each run of a sweep asks
 def _imported(source: bytes) -> set[str]:
     """Every name that stands in an import, such as `a`, `b` and `c` of `from a.b import c`."""
     try:

@@ -8,6 +8,7 @@ A script names it by `@runengine.main`. The engine's own commands read it from `
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import tomllib
@@ -171,7 +172,11 @@ def _settings_files(starts: list[Path]) -> Iterator[tuple[Path, str]]:
     """Those in these folders and above."""
     for start in starts:
         for file in (folder / "pyproject.toml" for folder in (start, *start.parents)):
-            if file.is_file():
-                settings = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get(ENGINE, {})
-                if package := settings.get("package"):
-                    yield file, str(package)
+            if file.is_file() and (package := _package_of(file.read_text(encoding="utf-8"))):
+                yield file, package
+
+
+@functools.cache  # it is asked for each setting that reads what `prepare` wrote
+def _package_of(text: str) -> str:
+    """What a `pyproject.toml` names as the project's package, if anything."""
+    return str(tomllib.loads(text).get("tool", {}).get(ENGINE, {}).get("package", ""))

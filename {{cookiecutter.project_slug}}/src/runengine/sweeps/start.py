@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..compat import grid
+from ..compat import Composer, grid
 from ..runs.resolve import new_name
 from ..runs.run import RUNS, Run
 from ..settings import process, project
@@ -38,8 +38,9 @@ def start(config: DictConfig, typed: Sequence[str]) -> Run:
         jobs = [[*job, *seed] for job in jobs for seed in _typed_seeds(job, seeds)]
     first = jobs[0]
     script = project.current().script
+    composer = Composer(lambda overrides: compose(script, overrides))
     for job in jobs:
-        check(compose(script, job), script, job)
+        check(composer(job), script, job)
     if searched:
         from .search import check_space
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..compat import composing_once
 from ..launch import slurm
 from ..runs import provenance
 from ..runs.lock import locked
@@ -135,6 +136,8 @@ def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, swe
     config.hydra.sweep.dir = str(sweep.folder)
     if _slurm(config):
         slurm.prepare(config, sweep)
+    if not config.launch.queue:
+        context = composing_once(context, config)
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
 
 
