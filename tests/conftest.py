@@ -228,7 +228,12 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     # `make test ARGS=-v` hands ARGS on to every make below
     of_make = ("MAKE", "MFLAGS", "ARGS", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
-    return {**kept, "HOME": str(tmp_path_factory.mktemp("home"))}
+    # of all projects that one worker makes: to look at torch and Lightning takes mypy a minute
+    return {
+        **kept,
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "MYPY_CACHE_DIR": str(tmp_path_factory.mktemp("mypy")),
+    }
 
 
 @pytest.fixture(scope="session")

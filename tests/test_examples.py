@@ -23,7 +23,7 @@ from conftest import CHOICES, PROJECT, ROOT, free_port, generate, link_environme
 from hugging_face import install, save
 
 sys.path.append(str(ROOT / "tests/engine"))
-from pages import Commands, follow  # type: ignore[import-not-found]
+from pages import Commands, Server, follow  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
@@ -347,7 +347,8 @@ def follow_in_a_copy(example: Example, folder: Path, pages: Iterable[str]) -> Ex
     run("make", "setup", cwd=copy, env=example.env)
     env = {**example.env, "PATH": f"{copy / '.venv/bin'}:{os.environ['PATH']}"}
     python = copy / ".venv/bin/python"
-    with Commands(str(python), copy, env) as commands:
+    with Server(str(python)) as server:
+        commands = Commands(server, copy, env)
         for page in filter(lambda page: (copy / f"docs/{page}.md").is_file(), pages):
             images = PROJECT / f"docs/{page}.md"  # what it says, too, the engine's tests have typed
             own = (PROJECT / "examples" / example.name / f"docs/{page}.md").is_file()
@@ -358,5 +359,4 @@ def follow_in_a_copy(example: Example, folder: Path, pages: Iterable[str]) -> Ex
                 commands.env["PYTHONPATH"] += f"{os.pathsep}{library}"
                 save(example.name, copy / HUGGING_FACE[example.name], python, commands.env)
             follow(copy / f"docs/{page}.md", copy, commands.run, followed)
-    (copy / "output.txt").unlink()
     return Example(example.name, copy, env)

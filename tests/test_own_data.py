@@ -14,7 +14,7 @@ from hugging_face import install, save
 from loopback import serve
 
 sys.path.append(str(ROOT / "tests/engine"))
-from pages import FENCE, Commands, write  # type: ignore[import-not-found]
+from pages import FENCE, Commands, Server, write  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,8 @@ def test_the_page_on_own_data_can_be_followed(
     library = install(python, tmp_path_factory.getbasetemp())
     with_library = {**venv, "PYTHONPATH": f"{copy / 'src'}:{library}"}
     save("images", copy / "data/raw/hugging_face", python, with_library)
-    with serve(tmp_path / "clothes") as address, Commands(str(python), copy, venv) as typed:
+    with serve(tmp_path / "clothes") as address, Server(str(python)) as server:
+        typed = Commands(server, copy, venv)
         clothes.write_text(re.sub(r"address: \S+", f"address: {address}", text), encoding="utf-8")
         for command in commands:
             if "pip install" in command or "load_dataset(" in command:

@@ -14,7 +14,7 @@ from conftest import EXTENSION, ROOT, run
 
 pytestmark = pytest.mark.slow
 
-WHAT = " ".join(f"tests/test_{name}.py" for name in ("answers", "generation", "machine", "template", "terminal"))
+WHAT = " ".join(f"tests/test_{name}.py" for name in ("answers", "generation", "machine", "terminal"))
 
 OTHERS = sorted({"3.11", "3.12", "3.13"} - {"{}.{}".format(*sys.version_info)})
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_project
@@ -21,6 +22,7 @@ from ml_project.data import Batch
 from ml_project.prepare import prepare
 from ml_project.task import ImageClassifier
 from ml_project.train import train
+from pages import Server
 from runengine import Run, compose
 from runengine.tracking.mlflow_client import mlflow_client
 
@@ -47,6 +49,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow_client(f"sqlite:///{file.as_posix()}")
     return file
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Runs programs of Python without their imports, which take each some six seconds."""
+    with Server(sys.executable) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

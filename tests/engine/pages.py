@@ -9,35 +9,54 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$|`((?:src|tests)/[\w./-]+)`", re.MULTILINE | re.DOTALL)
 QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer.limit_train_batches": "2"}
 ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
-# Imports what takes long once; then each line is a command of the package, run in a copy of this process.
+# Imports what takes long once; then each line is a program, which a copy of this process runs.
 SERVER = """
 import importlib, json, os, runpy, sys
-sys.path.append(os.environ["HERE"])
+path = [*sys.path[1:], sys.argv[1]]
+sys.path.append(sys.argv[1])
 import forked
-import hydra, matplotlib.pyplot, mlflow, optuna, pytorch_lightning, scipy.stats, sklearn.metrics, torch, torchmetrics
+import hydra, matplotlib.pyplot, mlflow, optuna, pytest, pytorch_lightning, scipy.stats, sklearn.metrics, torch
+import torchmetrics
 for line in sys.stdin:
-    module, *arguments = json.loads(line)
+    asked = json.loads(line)
     child = os.fork()
     if child == 0:
+        out = os.open(asked["output"], os.O_WRONLY | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(asked["folder"])
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
         importlib.invalidate_caches()
         forked.install()
-        out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2)
         torch.set_num_threads(1)
-        sys.argv, status = [module, *arguments], 0
+        kind, name, *arguments = asked["words"] if asked["words"][0][0] == "-" else ["", *asked["words"]]
+        here = os.path.dirname(os.path.abspath(name)) if not kind else os.getcwd()
+        places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path[:] = [here, *map(os.path.abspath, places), *path]
+        sys.argv, status = [name if kind != "-c" else kind, *arguments], 0
         try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            if kind == "-m":
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            elif kind == "-c":
+                exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})
+            else:
+                runpy.run_path(name, run_name="__main__")
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
         except BaseException:
             import traceback
             traceback.print_exc()
@@ -48,40 +67,58 @@ for line in sys.stdin:
 """
 
 
-class Commands:
-    """Types commands in a project's folder; those of Python are run in forks of one process.
+class Server:
+    """Runs programs of Python in copies of one process, in which everything that takes long is imported already.
 
     Args:
         python: of the project's environment.
+    """
+
+    def __init__(self, python: str) -> None:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [python, "-c", SERVER, str(Path(__file__).parent)], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**env, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+        )  # fmt: skip
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # the end of its input ends it
+
+    def run(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> tuple[int, str]:
+        """The exit status of `python <words>`, typed in this folder, and what it printed."""
+        assert self.process.stdin
+        assert self.process.stdout
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+            asked = {"words": [*words], "folder": str(folder), "environment": {**env}, "output": output.name}
+            print(json.dumps(asked), file=self.process.stdin, flush=True)
+            return int(self.process.stdout.readline()), output.read()
+
+
+class Commands:
+    """Types commands in a project's folder.
+
+    Args:
+        server: runs those of Python.
         folder: of the project.
         env: the environment's variables.
     """
 
-    def __init__(self, python: str, folder: Path, env: dict[str, str]) -> None:
-        self.python, self.folder = python, folder
+    def __init__(self, server: Server, folder: Path, env: dict[str, str]) -> None:
+        self.server, self.folder = server, folder
         self.env = {**env, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-        self.env["HERE"] = str(Path(__file__).parent)
-        self.server = subprocess.Popen(
-            [python, "-c", SERVER], cwd=folder, env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def __enter__(self) -> Commands:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.communicate()  # the end of its input ends it
 
     def run(self, command: str) -> str:
         """What it printed."""
         words = shlex.split(command, comments=True)
-        if words[:2] == ["python", "-m"]:
-            assert self.server.stdin
-            assert self.server.stdout
-            print(json.dumps([words[2], *quickly(words[3:], words[2])]), file=self.server.stdin, flush=True)
-            status, output = int(self.server.stdout.readline()), (self.folder / "output.txt").read_text()
+        if words[0] == "python":
+            if words[1] == "-m":
+                words[3:] = quickly(words[3:], words[2])
+            status, output = self.server.run(words[1:], self.folder, self.env)
         else:
-            program = [self.python, *words[1:]] if words[0] == "python" else words
-            done = subprocess.run(program, cwd=self.folder, env=self.env, capture_output=True, text=True)
+            done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True)
             status, output = done.returncode, done.stdout + done.stderr
         assert status == 0, f"{command}\n{output[-4000:]}"
         return output

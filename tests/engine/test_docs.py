@@ -6,9 +6,7 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import runengine
 import torch
 from conftest import SOURCE
 from omegaconf import OmegaConf
-from pages import Commands, follow
+from pages import Commands, Server, follow
 from runengine import Run, compose
 from runengine.machine import doctor
 from runengine.settings import project
@@ -71,14 +69,13 @@ PAGES = (
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path) -> Iterator[Commands]:
+def origin(tmp_path_factory: pytest.TempPathFactory, processed: Path, server: Server) -> Commands:
     """A copy of the project, where a page is followed."""
     folder = tmp_path_factory.mktemp("followed")
     shutil.copytree(processed, folder / "data/processed")
     (folder / "pyproject.toml").write_text('[tool.runengine]\npackage = "ml_project"\n', encoding="utf-8")
     (folder / "src").mkdir()  # Python would remember that it was not there
-    with Commands(sys.executable, folder, dict(os.environ)) as commands:
-        yield commands
+    return Commands(server, folder, dict(os.environ))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
@@ -101,7 +98,7 @@ def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
     if page == "rare-classes":
         origin.run(f"python -c {shlex.quote(WEIGHTS)}")
     for tests in tests_named:
-        run_tests(origin.folder, tests)
+        run_tests(origin, tests)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
@@ -110,15 +107,12 @@ def test_all_pages_change_one_project_whose_tests_pass(origin: Commands) -> None
     shutil.copytree(ROOT / "src", origin.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for page in PAGES:
         follow(DOCS / f"{page}.md", origin.folder, lambda _: None)
-    run_tests(origin.folder, "tests")
+    run_tests(origin, "tests")
 
 
-def run_tests(folder: Path, tests: str) -> None:
-    shutil.copytree(ROOT / "tests", folder / "tests", dirs_exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+def run_tests(origin: Commands, tests: str) -> None:
+    shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
+    origin.run(f"python -m pytest -q -p no:cacheprovider {tests}")
 
 
 def check_augmentation(origin: Commands) -> None:

@@ -114,4 +114,4 @@ def test_mlflow_shows_the_database_of_the_runs_or_says_where_they_are(
         assert said.startswith('MLflow: http://127.0.0.1:5001   (choose "Model training" at the top left; ')
         (command,) = started
         assert command[command.index("--backend-store-uri") + 1] == shown
-        assert command[-4:] == ["--host", "127.0.0.1", "--port", "5001"]
+        assert command[-6:] == ["--host", "127.0.0.1", "--port", "5001", "--workers", "1"]

@@ -19,6 +19,7 @@ import torch
 from conftest import HERE, SOURCE, STEPS, Killed, same, stopped, weights
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
+from pages import Server
 from runengine import Run, UserError, compose, load_config
 from runengine.runs.resolve import UNFINISHED, resolve_run
 from runengine.settings import files
@@ -263,35 +264,34 @@ def test_a_half_copied_folder_is_refused(run_training: Train) -> None:
         resolve_run(compose("train", [HERE]))
 
 
-def test_a_damaged_configuration_is_made_again_by_the_command_that_is_named(workplace: Path) -> None:
-    def train(*settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ml_project.train", *settings, HERE]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+def test_a_damaged_configuration_is_made_again_by_the_command_that_is_named(workplace: Path, server: Server) -> None:
+    def train(*settings: str) -> tuple[int, str]:
+        return server.run(["-m", "ml_project.train", *settings, HERE], workplace, environment)
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PATH": path}
     short = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "tracking=off")
-    assert train(*short, "optimizer.lr=0.004").returncode == 0
+    assert train(*short, "optimizer.lr=0.004")[0] == 0
     run, history = Run(Path("runs/x")), Path("runs/x/history.csv").read_text()
     run.metrics.unlink()  # as if it had been killed
     before = run.config.read_text()
     run.config.write_text("")
-    refused = train()
-    assert refused.returncode == 1
-    sentence, command = refused.stderr.strip().split(" Make it again: ")
+    status, refused = train()
+    assert status == 1
+    sentence, command = refused.strip().split(" Make it again: ")
     assert sentence == "error: runs/x/config.yaml is damaged: it has no `trainer`."
     subprocess.run(command, shell=True, check=True, env=environment)  # noqa: S602
     made = OmegaConf.load(run.config)
     assert isinstance(made, DictConfig)
     fill_in_prepared(made)  # `--cfg` prints where a setting is read; the next start writes what is read
     assert OmegaConf.to_yaml(made) == before.replace("run_dir: null", "run_dir: runs/x")
-    assert train().returncode == 0
+    assert train()[0] == 0
     assert run.config.read_text() == before
     assert (run.history.read_text(), load_config(run).optimizer.lr) == (history, 0.004)
 
-    assert train("trainer.max_epochs=2").returncode == 0
+    assert train("trainer.max_epochs=2")[0] == 0
     run.config.write_text("")  # the first command would make that of one epoch
-    assert train().stderr.endswith("Copy it from the run's artifacts in MLflow, or train again.\n")
+    assert train()[1].endswith("Copy it from the run's artifacts in MLflow, or train again.\n")
 
 
 def test_settings_of_a_run_that_somebody_edited_are_checked_like_typed_ones(run_training: Train) -> None:

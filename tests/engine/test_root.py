@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import runengine
 from conftest import SOURCE
 from ml_project.train import build_data, train
+from pages import Server
 from PIL import Image
 from runengine import Run, compose
 from runengine.settings import project, start
@@ -34,17 +34,15 @@ def here(workplace: Path) -> Path:
 
 
 @pytest.fixture
-def command(here: Path) -> Command:
+def command(here: Path, server: Server) -> Command:
     """`python -m ...`, typed in this folder of the project; returns what it printed."""
 
-    def run(folder: str, *typed: str, expect: int = 0, **variables: str) -> str:
+    def run(folder: str, *typed: str, **variables: str) -> str:
         outside = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         environment = {**outside, "PYTHONPATH": str(here / "src"), **variables}
-        done = subprocess.run(
-            [sys.executable, "-m", *typed], cwd=here / folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        status, printed = server.run(["-m", *typed], here / folder, environment)
+        assert status == 0, printed
+        return printed
 
     return run
 

@@ -33,6 +33,7 @@ from ml_project.prepare import prepare
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from omegaconf.errors import OmegaConfBaseException
+from pages import Server
 from PIL import Image
 from runengine import Run, UserError, compose, find, load_config, save_model
 from runengine.settings.check import check
@@ -60,13 +61,6 @@ def history(run: Run, name: str) -> list[int]:
     """The steps of a metric in MLflow."""
     run_id = run.mlflow_run_id.read_text().strip()
     return [metric.step for metric in client().get_metric_history(run_id, name)]
-
-
-def call(*command: str) -> str:
-    """What `python -m <command>` prints."""
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -150,10 +144,12 @@ def test_a_finished_run_that_was_not_sent_is_sent_when_it_is_started_again(
     assert not (run.folder / "unsent.json").exists()
 
 
-def test_a_sweep_without_a_server_is_sent_later_with_its_runs(
-    nobody: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+def test_a_sweep_without_a_server_is_sent_later_with_its_runs(nobody: Callable[[], None], server: Server) -> None:
+    def call(*words: str) -> str:
+        status, printed = server.run(["-m", *words], Path.cwd(), {**os.environ, "PYTHONPATH": str(SOURCE)})
+        assert status == 0, printed
+        return printed
+
     typed = ["-m", "trainer=cpu", "trainer.limit_train_batches=2", "trainer.max_epochs=1", "seed=1,2"]
     call("ml_project.train", *typed)
     nobody()

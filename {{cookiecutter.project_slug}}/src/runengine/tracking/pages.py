@@ -31,6 +31,7 @@ def show(port: int) -> int:
     take_artifacts_along(uri)
     print(f'MLflow: http://127.0.0.1:{port}   (choose "Model training" at the top left; Ctrl-C ends it)', flush=True)
     arguments = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--workers", "1"]  # of 250 MB, which take 4 s to start; by default it is four
     return run_python("-m", "mlflow", *arguments, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
 
