@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from ml_project.train import build_data
 from runengine import UserError, compose
 from runengine.data import arrays, loader, prepared
 from runengine.settings import project
+from torch.utils.data import DataLoader, Dataset
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.2}
@@ -81,6 +84,39 @@ def test_bytes_become_numbers_from_0_to_1(data: ImageData) -> None:
     assert labels.tolist() == [3, 0]
     assert (images * 255).int().flatten().tolist() == [*range(192, 256), *range(64)]
     assert images.max() == 1
+
+
+@dataclass
+class Rows(Dataset[Any]):
+    stored: arrays.StoredArray
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, bool]:
+        rows = self.stored.take(indices)
+        return rows, rows.untyped_storage().is_shared()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
+@pytest.mark.parametrize("large_bytes", [0, 1 << 30])
+def test_a_loader_process_makes_a_batch_where_it_is_read(
+    dtype: str, large_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory that processes share: it is not copied once more to be sent."""
+    monkeypatch.setattr(prepared, "LARGE_BYTES", large_bytes)
+    whole = np.arange(7 * 2 * 3).reshape(7, 2, 3).astype(dtype)
+    np.save("rows.npy", whole)
+    batches: dict[int, list[tuple[torch.Tensor, bool]]] = {}
+    for num_workers in (0, 1):
+        dataset = Rows(arrays.StoredArray(Path("rows.npy")))
+        batches[num_workers] = list(DataLoader(dataset, 3, num_workers=num_workers, collate_fn=lambda batch: batch))
+    assert [shared for _, shared in batches[0]] == [False] * 3
+    assert [shared for _, shared in batches[1]] == [True] * 3
+    for (here, _), (sent, _) in zip(batches[0], batches[1], strict=True):
+        assert here.dtype == sent.dtype
+        assert torch.equal(here, sent)
+    assert np.array_equal(torch.cat([sent for sent, _ in batches[1]]).numpy(), whole)
 
 
 def test_the_order_changes_with_the_epoch_and_comes_back(data: ImageData) -> None:

@@ -11,6 +11,7 @@
 | `trial._trial_id` | Optuna 5.0 | reports of a trial that is resumed |
 | `_basic_subprocess_cmd`, `_hydra_subprocess_cmd` | Lightning 2.6.6 | several devices in a sweep or a notebook |
 | `scipy.signal`, a stand-in for it | torchmetrics 1.9.0 | a second and 65 MB at each start |
+| `tensor._typed_storage()._new_shared` | torch 2.13 | a loader process copies each batch once more |
 | `SlurmInfoWatcher._make_command`, `._registered`, `._finished` | submitit 1.5.4 | sweeps on clusters without sacct |
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from hydra.types import HydraContext
     from omegaconf import DictConfig
+    from torch import Tensor
 
 
 def import_torchmetrics() -> None:
@@ -125,6 +127,16 @@ def grid(typed: Sequence[str]) -> list[list[str]]:
 
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(list(typed)), None)[0]]
+
+
+def shared_empty(like: Tensor, num_rows: int) -> Tensor:
+    """A tensor of so many such rows in memory that processes share: a loader process sends it without a copy.
+
+    PyTorch's own `default_collate` makes its batches so.
+    """
+    row_shape = like.shape[1:]
+    typed_storage: Any = like._typed_storage()  # type: ignore[no-untyped-call]
+    return like.new(typed_storage._new_shared(num_rows * row_shape.numel())).resize_(num_rows, *row_shape)
 
 
 class Composer:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compat import shared_empty
 from ..settings.errors import UserError
 from . import prepared
 
@@ -57,4 +58,7 @@ class StoredArray:
                 begin = self.start_bytes + index * self.row_bytes
                 page = begin - begin % mmap.PAGESIZE
                 self.ahead.madvise(mmap.MADV_WILLNEED, page, begin + self.row_bytes - page)
-        return self.rows[torch.as_tensor(indices, dtype=torch.int64)]  # an empty list gives an empty tensor
+        chosen = torch.as_tensor(indices, dtype=torch.int64)  # an empty list gives an empty tensor
+        if torch.utils.data.get_worker_info() is None:
+            return self.rows[chosen]
+        return torch.index_select(self.rows, 0, chosen, out=shared_empty(self.rows, len(chosen)))
