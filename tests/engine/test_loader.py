@@ -12,7 +12,9 @@ import torch
 from conftest import HERE, STEPS, Killed, same, stopped
 from ml_project.data import Batch, ImageData
 from ml_project.task import ImageClassifier
+from ml_project.train import train
 from runengine import Run, loader
+from runengine.testing import assert_resumes_exactly
 from torch.utils.data import DataLoader
 
 Train = Callable[..., Run]
@@ -62,6 +64,37 @@ def test_a_plain_loader_repeats_examples_in_the_middle_of_an_epoch_and_the_log_s
     assert resumed.finished()
     epochs = [line.split(",")[:2] for line in resumed.history.read_text().splitlines()]
     assert epochs == [line.split(",")[:2] for line in straight.history.read_text().splitlines()]
+
+
+class Saving(DataLoader[Any]):
+    """As torchdata's: the place that it saves is its own matter."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": 2}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == self.state_dict()
+
+
+def test_a_loader_that_saves_its_place_is_resumed_and_the_log_says_what_nobody_knows(
+    run_training: Train, at_step: AtStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (
+        "the data loader has restored a position that it saved itself. Whether the examples are those of a training "
+        "that was not stopped, this engine cannot see: runengine.testing.assert_resumes_exactly(...) finds out"
+    )
+
+    def train_dataloader(self: ImageData) -> Any:
+        return Saving(self.split("train"), self.batch_size, shuffle=True, collate_fn=lambda batch: batch)
+
+    monkeypatch.setattr(ImageData, "train_dataloader", train_dataloader)
+    at_step(STEPS + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert stopped(run_training, EPOCHS) == 75
+    resumed = run_training(HERE)
+    assert resumed.log.read_text().count(said) == 1
+    assert REPEATED not in resumed.log.read_text()
+    with pytest.raises(AssertionError):  # the function that the sentence names finds it: this loader begins again
+        assert_resumes_exactly(train)
 
 
 def test_means_over_an_interrupted_epoch_have_the_same_bits(

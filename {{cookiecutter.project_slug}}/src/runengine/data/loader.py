@@ -132,13 +132,19 @@ class Share(DistributedSampler[Any]):
         return len(self.share)
 
 
-def is_resumable(loaders: Any) -> bool:
-    """Does every loader of a training know its position: one of ours, or one that saves its state?"""
+def positions(loaders: Any) -> set[str]:
+    """How the loaders of a training find their place again.
+
+    `known`: one of ours. `saved`: it has a state of its own, as torchdata's has, which this engine cannot check.
+    `lost`: any other.
+    """
     if isinstance(loaders, dict):
-        return all(map(is_resumable, loaders.values()))
+        return set().union(*map(positions, loaders.values()))
     if isinstance(loaders, list | tuple):
-        return all(map(is_resumable, loaders))
-    return hasattr(loaders, "state_dict") or isinstance(getattr(loaders, "sampler", None), ResumableOrder)
+        return set().union(*map(positions, loaders))
+    if isinstance(getattr(loaders, "sampler", None), ResumableOrder):
+        return {"known"}
+    return {"saved" if hasattr(loaders, "state_dict") else "lost"}
 
 
 @functools.cache  # once, however many loaders there are

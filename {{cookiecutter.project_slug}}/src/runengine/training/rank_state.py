@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from torchmetrics import Metric
 
 from .. import compat
-from ..data.loader import is_resumable
+from ..data.loader import positions
 from . import distributed
 
 log = logging.getLogger(__name__)
@@ -78,14 +78,20 @@ class RankState(Callback):
 
 
 def _say_what_is_repeated(trainer: pl.Trainer) -> None:
-    """Where the position of a loader is not known, a resumed epoch sees some examples twice: never in silence."""
+    """Where the place of a loader is not known, a resumed run may see other examples: never in silence."""
     epochs, batches = compat.progress(trainer)
-    if batches and not is_resumable(trainer.train_dataloader):
+    found = positions(trainer.train_dataloader)
+    if batches and "lost" in found:
         log.warning(
             "epoch %d is resumed after %d batches, but its data loader does not know its position: it begins again, so "
             "some examples come twice in this epoch. runengine.loader(...) makes one that repeats nothing",
             epochs + 1,
             batches,
+        )
+    if "saved" in found:
+        log.warning(
+            "the data loader has restored a position that it saved itself. Whether the examples are those of a training "
+            "that was not stopped, this engine cannot see: runengine.testing.assert_resumes_exactly(...) finds out"
         )
 
 
