@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, ROOT, Answer, commit, link, run, without
+from conftest import PROJECT, ROOT, Answer, commit, link, link_environment, run, without
+from loopback import serve, write_stub
 
 from ml_template import answers
 
@@ -65,6 +66,46 @@ def test_a_copy_runs_its_own_code_and_a_moved_project_goes_on(
     assert run(other / ".venv/bin/dvc", "--version", cwd=other, env=env).output.startswith("3.")
     assert f'VIRTUAL_ENV="{other}/.venv"' in (other / ".venv/bin/activate").read_text()
     assert str(other) not in (project / ".venv/bin/activate").read_text()
+
+
+# whatever torchmetrics, which Lightning imports, wants of it
+ANY_NAME = """
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+"""
+TORCHVISION = {f"torchvision/{name}.py": ANY_NAME for name in ("__init__", "transforms", "models")}
+
+
+def test_a_torchvision_of_another_build_is_named_with_the_command_that_helps(
+    project: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    copy, index = tmp_path / "copy", tmp_path / "index"
+    shutil.copytree(project, copy, symlinks=True, ignore=without(project, ".venv", "runs", "mlruns", "mlflow.db*"))
+    link_environment(project, copy)
+    broken = {"torchvision/__init__.py": 'raise RuntimeError("operator torchvision::nms does not exist")\n'}
+    write_stub(tmp_path / "wheels", "torchvision", "0.28.0", broken)
+    write_stub(index / "torchvision", "torchvision", "0.28.0+cpu", TORCHVISION)
+    venv = {**env, "PATH": f"{copy / '.venv/bin'}:{env['PATH']}"}
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    run("python", "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=copy, env=venv)
+    train = ("python", "-m", "my_project.train", "experiment=smoke", "tracking=off")
+    with serve(index) as address:
+        settings = (copy / "pyproject.toml").read_text()
+        changed = re.sub(r'^torch_index = ".*"$', f'torch_index = "{address}"', settings, flags=re.MULTILINE)
+        assert changed != settings
+        (copy / "pyproject.toml").write_text(changed)
+        (said,) = run(*train, cwd=copy, env=venv, expect=1).output.splitlines()
+        sentence, _, command = said.partition(" Install the one that was: ")
+        assert sentence == (
+            "error: torchvision 0.28.0 was not made for PyTorch 2.13.0+cpu, and what imports it fails, Lightning too."
+        )
+        doctor = run("python", "-m", "runengine", "doctor", "--quick", cwd=copy, env=venv, expect=1).output
+        assert "torchvision 0.28.0 was not made for PyTorch 2.13.0+cpu" in doctor
+        assert command in doctor
+        run("sh", "-c", command, cwd=copy, env=venv)
+    run("python", "-m", "runengine", "doctor", "--quick", cwd=copy, env=venv)
+    run(*train, cwd=copy, env=venv)
 
 
 def test_the_notebook_shows_the_run(project: Path, folder: Path, jupyter: Callable[[Path], str]) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from runengine.machine.checks import Check, Result
 from runengine.machine.collect_env import Machine, Python
 from runengine.machine.doctor import examine
 from runengine.machine.readings import Answer, Reading, Steps, attempt
-from runengine.settings import cpu_limits, errors
+from runengine.settings import cpu_limits, errors, torch_build
 
 SOURCE = Path(doctor.__file__).parents[2]
 A100, H100 = ("NVIDIA A100-SXM4-40GB", "8.0"), ("NVIDIA H100 80GB HBM3", "9.0")
@@ -323,6 +324,38 @@ def test_the_library_of_the_driver_is_found_where_wsl_keeps_it(tmp_path: Path, m
     (tmp_path / "wsl").mkdir()
     shutil.copy(_ctypes.__file__, tmp_path / "wsl/libnvidia-ml.so.1")
     assert collect_env.child("nvml")["driver"].error.startswith("NVMLError_FunctionNotFound")
+
+
+PIP = "python -m pip install --force-reinstall --no-deps 'torchvision==0.28.*' --index-url https://x.example.com/whl"
+
+
+@pytest.mark.parametrize(("torch", "found", "manager", "fix"), [
+    ("2.13.0+cpu", "0.28.0+cpu", "venv", ""),
+    ("2.13.0", "0.28.1", "venv", ""),  # both of the registry, or of conda-forge
+    ("3.0.0", "1.0.0", "venv", ""),  # nobody knows yet
+    ("2.13.0+cpu", None, "venv", ""),
+    ("2.13.0+cpu", "0.28.0", "venv", PIP),
+    ("2.13.0+cu126", "0.28.0", "poetry", PIP),
+    ("2.13.0+cpu", "0.29.2+cpu", "venv", PIP),
+    ("2.13.0+cu126", "0.28.0+cu130", "uv", PIP.replace("python -m pip install --force-", "uv pip install --")),
+    ("2.13.0", "0.29.2", "conda", "conda install --yes torchvision=0.28"),
+])  # fmt: skip
+def test_a_torchvision_must_be_made_for_its_pytorch(
+    torch: str, found: str | None, manager: str, fix: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if (known := {"torch": torch, "torchvision": found}[package]) is None:
+            raise PackageNotFoundError
+        return known
+
+    monkeypatch.setattr(torch_build, "version", version)
+    machine = make(env_manager=manager)
+    with (machine.root / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write('\ntorch_index = "https://x.example.com/whl"\n')
+    result = check_setup.packages(machine)
+    assert (result.state, result.fix) == (("fail", fix) if fix else ("ok", ""))
+    if fix:
+        assert result.found == f"torchvision {found} was not made for PyTorch {torch}"
 
 
 def test_an_old_driver_with_cudas_compat_libraries_will_do(make: Make) -> None:

@@ -51,6 +51,9 @@ def environment(machine: Machine) -> Result:
 
 def packages(machine: Machine) -> Result:
     foreign = machine.python.foreign
+    if not foreign and machine.torchvision:
+        found, fix = machine.torchvision
+        return fail(found, "what imports it fails, and Lightning imports it where it is", fix)
     if not foreign:
         return ok("none from outside the environment")
     return fail(

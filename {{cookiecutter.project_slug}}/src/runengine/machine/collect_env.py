@@ -19,7 +19,7 @@ from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..settings import project
+from ..settings import project, torch_build
 from .collect_nvml import nvml_steps
 from .collect_services import disk_steps, dvc_remote, hydra_plugins, mlflow_steps, tensorflow_steps
 from .collect_torch import compiled, summed, torch_steps
@@ -62,6 +62,11 @@ class Machine:
     @cached_property
     def python(self) -> Python:
         return python(self.root)
+
+    @cached_property
+    def torchvision(self) -> tuple[str, str] | None:
+        """What does not fit, and the command that installs what does."""
+        return torch_build.mismatch(self.root)
 
     @cached_property
     def pyproject(self) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, ImportError) and (sentence := manifest.incomplete()):
         return sentence
+    if (sentence := _explain_torchvision(error)) is not None:
+        return sentence
     if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
         look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
         return f"another process of this run was killed or failed; what it said is above. {look}Resume: make resume"
@@ -135,6 +137,15 @@ def explain(error: BaseException) -> str | None:
     if _raised_in(error, "torch.optim."):  # a negative learning rate, a schedule of no steps, ...
         return f"torch.optim refuses these settings: {first_line(error)}"
     return _explain_hydra(error) or _explain_disk(error)
+
+
+def _explain_torchvision(error: BaseException) -> str | None:
+    if "torchvision" not in str(error):
+        return None
+    from . import project, torch_build
+
+    found = torch_build.mismatch(project.at_hand())
+    return found and f"{found[0]}, and what imports it fails, Lightning too. Install the one that was: {found[1]}"
 
 
 def _added(error: BaseException) -> str | None:
