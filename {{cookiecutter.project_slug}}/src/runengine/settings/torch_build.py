@@ -1,4 +1,4 @@
-"""torchvision must be made for the PyTorch that is installed: the registry's, next to another build, fails at its import.
+"""torchvision must be made for the PyTorch that is installed: else its import fails, as that of the registry's does.
 
 Lightning imports it where it is there, so every training fails then.
 """
