@@ -91,7 +91,8 @@ def _say_what_is_repeated(trainer: pl.Trainer) -> None:
     if "saved" in found:
         log.warning(
             "the data loader has restored a position that it saved itself. Whether the examples are those of a "
-            "training that was not stopped, this engine cannot see: runengine.testing.assert_resumes_exactly(...) finds out"
+            "training that was not stopped, this engine cannot see: "
+            "runengine.testing.assert_resumes_exactly(...) finds out"
         )
 
 
