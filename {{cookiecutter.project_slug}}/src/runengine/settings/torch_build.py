@@ -14,10 +14,10 @@ from typing import Any
 # the minor version of torchvision for that of PyTorch 2: https://github.com/pytorch/vision#installation
 AHEAD_OF_TORCH = 15
 INSTALL = {
-    "conda": "conda install --yes torchvision={wanted}",
-    "uv": "uv pip install --reinstall --no-deps 'torchvision=={wanted}.*' --index-url {index}",
+    "conda": "conda install --yes {package}",
+    "uv": "uv pip install --reinstall --no-deps {package} --index-url {index}",
 }
-BY_PIP = "python -m pip install --force-reinstall --no-deps 'torchvision=={wanted}.*' --index-url {index}"
+BY_PIP = "python -m pip install --force-reinstall --no-deps {package} --index-url {index}"
 
 
 def mismatch(root: Path | None) -> tuple[str, str] | None:
@@ -39,11 +39,10 @@ def mismatch(root: Path | None) -> tuple[str, str] | None:
         return None
     asked = _asked(root)
     index = asked.get("torch_index") or f"https://download.pytorch.org/whl/{build or 'cpu'}"
-    command = INSTALL.get(asked.get("env_manager", ""), BY_PIP)
-    return (
-        f"torchvision {found} was not made for PyTorch {torch}",
-        command.format(wanted=wanted, index=index),
-    )
+    manager = asked.get("env_manager", "")
+    package = f"torchvision={wanted}" if manager == "conda" else f"'torchvision=={wanted}.*'"
+    command = INSTALL.get(manager, BY_PIP).format(package=package, index=index)
+    return f"torchvision {found} was not made for PyTorch {torch}", command
 
 
 def _asked(root: Path | None) -> dict[str, Any]:
