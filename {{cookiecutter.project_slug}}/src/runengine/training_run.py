@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --hel
 
     from .tracking.tracker import Tracker
     from .training.device import Choice
+
+HUNG = getattr(signal, "SIGUSR1", 0)  # by which Slurm asks for the same: save, and go back into the queue
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,7 @@ class TrainingRun(Run):
         """
         from .training.checkpoints import BestCheckpoint, LastCheckpoint
         from .training.options import trainer_options
+        from .training.watchdog import Watchdog
 
         if self.kept and self.is_main:
             _copy(self.last, self.end_of(self.rows.phase))
@@ -131,6 +135,7 @@ class TrainingRun(Run):
             from .sweeps.pruning import Report
 
             options["callbacks"].insert(0, Report(self))
+        options["callbacks"].insert(0, Watchdog(self, self.rows, self._ask_for_resume, **self.cfg.watchdog))
         own = {type(each): each for each in options["callbacks"] if type(each) in (BestCheckpoint, LastCheckpoint)}
         self.kept = own | self.kept  # the best checkpoint so far is kept from one call of `fit` to the next
         options["callbacks"] = [self.kept.get(type(each), each) for each in options["callbacks"]]
@@ -230,15 +235,18 @@ class TrainingRun(Run):
         if self.tracker:
             self.tracker.close("KILLED" if killed else "FAILED")
 
-    def _leave(self, signum: int) -> None:
-        """Exit with the status that asks whoever started this run to start it again."""
-        if not self.is_main:
-            sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
+    def _ask_for_resume(self, signum: int = HUNG) -> None:
         if slurm.requeue_on(signum):
             log.info("stopped: Slurm job %s goes back into the queue, and will resume this run", process.job_id())
             slurm.requeue()
         else:
             log.info("stopped. Resume with: %s", self.resume_command())
+
+    def _leave(self, signum: int) -> None:
+        """Exit with the status that asks whoever started this run to start it again."""
+        if not self.is_main:
+            sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
+        self._ask_for_resume(signum)
         sys.exit(RESUME_ME)
 
 

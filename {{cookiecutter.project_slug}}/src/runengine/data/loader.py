@@ -58,6 +58,7 @@ def loader(
         UserError: `batch_size` does not divide by the devices, or the temporary folder's name is too long for workers.
     """
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    in_training = trainer is not None and trainer.state.fn == "fit"
     if batch_size % world:
         nearest = max(1, round(batch_size / world)) * world
         raise UserError(f"batch_size must divide by the {world} devices, got {batch_size}. Try {nearest}.")
@@ -84,7 +85,7 @@ def loader(
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        timeout=LONGEST_WAIT_S if num_workers else 0,
+        timeout=LONGEST_WAIT_S if num_workers and not in_training else 0,  # a training has its watchdog
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate_fn,
         worker_init_fn=_leave_signals_to_the_run,

@@ -105,6 +105,10 @@ class Run:
         """The last checkpoint of a call of `fit` after which the run has called it again; counted from 0."""
         return self.checkpoints / f"phase-{phase}.ckpt"
 
+    def stacks(self, rank: int | str) -> Path:
+        """What this process of it was doing when it hung; `*` for all."""
+        return self.folder / f"hang-{rank}.txt"
+
     def checkpoint(self) -> Path | None:
         """The checkpoint to resume from, if there is one."""
         return self.last if self.last.exists() and not self.starts_over else None

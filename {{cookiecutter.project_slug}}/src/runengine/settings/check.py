@@ -28,7 +28,7 @@ from .errors import UserError
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 OPTIONAL = {  # or null
     "trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes",
-    "tracking.system_every_s", "data.num_workers",
+    "tracking.system_every_s", "data.num_workers", "watchdog.minutes",
 }  # fmt: skip
 LIMITS: dict[str, list[tuple[str, float]]] = {
     "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
@@ -49,10 +49,12 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "patience": [(">=", 1)],
     "checkpoint.every_n_steps": [(">=", 1)],
     "checkpoint.every_minutes": [(">", 0)],
+    "watchdog.minutes": [(">", 0)],
+    "watchdog.times": [(">=", 1)],
 }
 ALLOWED = {"monitor.mode": ("min", "max"), "tracking.checkpoints": ("all", "best", "none")}
 # the engine reads these by name: what is added to them nobody sees, but for what is open
-READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking"}
+READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking", "watchdog"}
 OPEN = ("launch.extra.", "search.space.")
 # of each group, which of the engine's files has all that the engine reads; conf/runengine.yaml is in no group
 NEEDED = {

@@ -15,7 +15,9 @@ from .files import read_json
 SQLITE = "sqlite:///"  # before the path of MLflow's database
 # they do not change what a run computes; the first only how it is started, the others also what is recorded
 HOW_STARTED = frozenset({"launch", "restart_if_changed", "run_dir", "search", "seeds", "sweep_dir"})
-RECORDED_ONLY = HOW_STARTED | {"allow_changes", "checkpoint", "loggers", "name", "register", "tags", "tracking"}
+RECORDED_ONLY = HOW_STARTED | {
+    "allow_changes", "checkpoint", "loggers", "name", "register", "tags", "tracking", "watchdog"
+}  # fmt: skip
 
 # conf/runengine.yaml: what was chosen makes a sweep, also without -m
 OmegaConf.register_new_resolver(
