@@ -13,7 +13,18 @@ ENGINE = Path(str(runengine.__file__)).parent
 MODULES = sorted(ENGINE.rglob("*.py"))
 FILES = sorted(file for file in ENGINE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
-TOP = {"__main__", "list_runs", "model_card", "program", "repository", "rerun", "testing", "training_run", "upgrade"}
+TOP = {
+    "__main__",
+    "list_jobs",
+    "list_runs",
+    "model_card",
+    "program",
+    "repository",
+    "rerun",
+    "testing",
+    "training_run",
+    "upgrade",
+}
 # each imports earlier ones
 LAYERS = ["manifest", "settings", "compat", "data", "runs", "tracking", "training", "launch", "sweeps"]
 MAY_IMPORT = {layer: set(LAYERS[: LAYERS.index(layer)]) for layer in LAYERS}

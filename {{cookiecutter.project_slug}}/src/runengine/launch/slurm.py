@@ -113,6 +113,19 @@ def wait(job_name: str) -> None:
         time.sleep(POLL_S)
 
 
+def list_jobs() -> list[dict[str, str]]:
+    """Those of this project, as rows of a table; none where there is no Slurm."""
+    columns = ("job", "name", "state", "")
+    done = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%j|%T|%r")
+    rows = [dict(zip(columns, line.split("|"), strict=True)) for line in done.stdout.splitlines()]
+    package = project.current().package
+    return [
+        {**row, "state": row["state"].lower(), "engine": "slurm", "sweep": row["name"].removeprefix(f"{package}-")}
+        for row in rows
+        if row["name"].startswith((package, f"{package}-"))
+    ]
+
+
 def refusal(error: BaseException) -> str | None:
     """The sentence for what the launcher raised, if it is that sbatch did not take the jobs."""
     cause = error.__cause__

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 FORMAT = 1  # of a run's folder
+REPORT = "RUNENGINE_REPORT"  # names a file that gets the content of metrics.json, where the folder is not seen
 
 
 class File:
@@ -99,6 +100,9 @@ class Run:
     study = File("optuna.log")
     code = File("code")  # what the jobs of Slurm import
     slurm = File("slurm")  # and what they print
+    launch = File("launch")  # of a sweep: the jobs that were started somewhere else, as their engine has them
+    launch_record = File("launch.json")
+    job_log = File("job.log")  # what such a job has printed, if it failed
     lock = File(".lock")
 
     def end_of(self, phase: int) -> Path:

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..compat import composing_once
 from ..launch import slurm
+from ..launch.elsewhere import Elsewhere, launched
 from ..runs import provenance
 from ..runs.lock import locked
 from ..runs.run import Run
@@ -81,7 +82,8 @@ def _lead(
     first = compose(project.current().script, stored.first)
     Access(first.tracking.mlflow_uri).check()
     provenance.record_start(sweep)
-    sender = Sender(sweep, first.tracking.mlflow_uri) if first.tracking.mlflow_uri else None
+    dry = config.launch.get("dry_run", False)
+    sender = Sender(sweep, first.tracking.mlflow_uri) if first.tracking.mlflow_uri and not dry else None
 
     search, ranking = None, Ranking(first.monitor.metric, first.monitor.mode)
     if config.get("search"):
@@ -98,12 +100,16 @@ def _lead(
             launcher = _launcher(context, task, config, sweep)
             for batch in batches:
                 _launch(launcher, config, batch)
+                if dry:
+                    return
         if config.seeds is not None and search is None:  # which looks at what is monitored, not at the test split
             evaluate_all([job for job in jobs if job.state == "finished"])
     except (KeyboardInterrupt, SystemExit):
         status = RESUME_ME
         if _slurm(config):
             print(f"the jobs stay in Slurm's queue. To cancel them: scancel --name={config.hydra.launcher.name}")
+        elif launched(sweep):
+            print(f'the jobs go on. To cancel them: make jobs ARGS="--cancel {sweep.folder}"')
     except Exception as error:  # the launcher's: what it started may have finished all the same
         sweep.error.write_text(traceback.format_exc(), encoding="utf-8")
         trouble = explain(error) or slurm.refusal(error) or ""
@@ -130,10 +136,12 @@ def _lead(
         sys.exit(status)
 
 
-def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, sweep: Run) -> Launcher:
+def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, sweep: Run) -> Launcher | Elsewhere:
     from hydra.core.plugins import Plugins
 
     config.hydra.sweep.dir = str(sweep.folder)
+    if config.launch.get("engine"):
+        return Elsewhere(config, sweep)
     if _slurm(config):
         slurm.prepare(config, sweep)
     if not config.launch.queue:
@@ -141,7 +149,7 @@ def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, swe
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
 
 
-def _launch(launcher: Launcher, config: DictConfig, batch: Sequence[Job]) -> None:
+def _launch(launcher: Launcher | Elsewhere, config: DictConfig, batch: Sequence[Job]) -> None:
     """Hand the jobs to the launcher and wait until they have ended."""
     if not batch:
         return

@@ -1,0 +1,129 @@
+"""The runs of a sweep as jobs of an engine that starts them somewhere else: submitted, watched, and reported.
+
+    launch.json            in the sweep's folder: the engine, and the names of its jobs
+    launch/000.yaml ...    what was submitted
+
+The jobs do not need this process: after Ctrl-C they go on, and the sweep finds them when it is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ..runs.run import Run
+from ..settings.config import as_plain
+from ..settings.files import atomic_write
+from .job import Engine, Job, Seen, describe
+from .kubernetes import Kubernetes
+
+POLL_S = (1.0, 15.0)  # from one look to the next: at the beginning, and at the most
+LOG_LINES = 2000  # kept of a job that has failed
+ENGINES = {"kubernetes": Kubernetes}
+ACTIVE = ("waiting", "running")
+
+
+class Elsewhere:
+    """Stands where Hydra's launcher does.
+
+    Args:
+        config: the settings of the sweep.
+        sweep: its folder is there already.
+    """
+
+    def __init__(self, config: DictConfig, sweep: Run) -> None:
+        self.config = config
+        self.sweep = sweep
+        self.engine: Engine = ENGINES[config.launch.engine](as_plain(config.launch))
+        self.seen: dict[str, Seen] = {}
+        self.following: subprocess.Popen[bytes] | None = None
+
+    def launch(self, overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        """Return when each job has ended; how it went is read from its folder.
+
+        Raises:
+            UserError: the engine does not take them. None was submitted.
+        """
+        folders = [self.sweep.folder / f"{initial_job_idx + number:03d}" for number in range(len(overrides))]
+        jobs = {
+            job.name: job
+            for job in (describe(self.config, folder, each) for folder, each in zip(folders, overrides, strict=True))
+        }
+        if self.config.launch.dry_run:
+            (command,) = {self._write(job) for job in jobs.values()}
+            print(f"nothing was started. What would be is in {self.sweep.launch}; to start it: {command}")
+            return
+        there = self.engine.look(list(jobs))
+        new = [job for job in jobs.values() if there[job.name].state not in ACTIVE]
+        if new:
+            self.engine.check(new)
+        for job in jobs.values():
+            self._write(job)
+        try:
+            self._work_through(jobs, new)
+        finally:
+            if self.following:
+                self.following.terminate()
+
+    def _work_through(self, jobs: dict[str, Job], new: list[Job]) -> None:
+        """Submit as many as may run at a time, until none is left."""
+        left, pause_s = dict(jobs), POLL_S[0]
+        while left:
+            for job in new[: max(0, self.config.launch.parallel - (len(left) - len(new)))]:
+                self.engine.submit(job)
+                new.remove(job)
+            time.sleep(pause_s)
+            pause_s = min(POLL_S[1], 1.2 * pause_s)
+            submitted = [name for name, job in left.items() if job not in new]
+            for name, seen in self.engine.look(submitted).items():
+                self._say(jobs[name], seen, alone=len(jobs) == 1)
+                if seen.state not in ACTIVE:
+                    self._end(left.pop(name), seen)
+                    pause_s = POLL_S[0]
+
+    def _say(self, job: Job, seen: Seen, *, alone: bool) -> None:
+        if self.seen.get(job.name) != seen:
+            because = f": {seen.why}" if seen.state == "waiting" and seen.why else ""
+            print(f"job {job.folder.name} {job.name} is {seen.state}{because}", flush=True)
+        self.seen[job.name] = seen
+        if alone and seen.state == "running" and (self.following is None or self.following.poll() is not None):
+            self.following = subprocess.Popen(self.engine.follow(job.name), stdin=subprocess.DEVNULL)
+
+    def _end(self, job: Job, seen: Seen) -> None:
+        """Leave in the run's folder what it cannot have written itself, or has written where it is not seen."""
+        if self.following:
+            self.following.wait()  # it prints to the end
+        run = Run(job.folder)
+        if seen.state == "failed":
+            run.folder.mkdir(exist_ok=True)
+            run.job_log.write_text(self.engine.log(job.name, LOG_LINES), encoding="utf-8")
+            if not run.error.exists():
+                atomic_write(run.error, f"{seen.why or 'the engine does not say why'}.\n")
+        elif seen.state == "finished" and not run.metrics.exists() and seen.result:
+            run.folder.mkdir(exist_ok=True)
+            atomic_write(run.metrics, json.dumps(seen.result, indent=2) + "\n")
+            print(f"its folder is where {job.name} wrote it, and not here: docs/kubernetes.md says how to get it")
+
+    def _write(self, job: Job) -> str:
+        """What it says, for whoever looks; returns the command that submits all."""
+        self.sweep.launch.mkdir(exist_ok=True)
+        file = self.sweep.launch_record
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"jobs": []}
+        record |= {"settings": {"engine": self.config.launch.engine, **self.engine.place}}
+        record["jobs"] = list(dict.fromkeys([*record["jobs"], job.name]))
+        atomic_write(file, json.dumps(record, indent=2) + "\n")
+        return self.engine.write(job, self.sweep.launch)
+
+
+def launched(sweep: Run) -> tuple[Engine, list[str]] | None:
+    """The engine that has the jobs of this sweep, and their names; None if it was started here."""
+    file = sweep.launch_record
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return ENGINES[record["settings"]["engine"]](record["settings"]), record["jobs"]

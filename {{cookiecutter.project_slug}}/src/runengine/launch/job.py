@@ -1,0 +1,130 @@
+"""What one run needs, whatever starts it somewhere else; each engine writes its own form of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from omegaconf import DictConfig
+
+from ..settings import project
+from ..settings.config import as_plain
+from ..settings.errors import UserError
+
+State = Literal["waiting", "running", "finished", "failed", "gone"]
+DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
+MASTER_PORT = 29500  # PyTorch's own default; the first node listens there
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        name: lower-case letters, digits and `-`, at most 52; no other job of this project has it.
+        folder: of the run, from the project's root on.
+        command: what trains it, in that root.
+        nodes, processes: of a run; `processes` on each node, one for each GPU.
+        gpus, memory_gb: on each node.
+        cpus: for each process.
+        settings: the others of `launch`.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    nodes: int
+    processes: int
+    gpus: int
+    cpus: int
+    memory_gb: int
+    settings: dict[str, Any]
+
+    @property
+    def ranks(self) -> dict[str, str]:
+        """What each process has to know of the others, but for the node's number and the first one's address."""
+        return {"LOCAL_WORLD_SIZE": str(self.processes), "MASTER_PORT": str(MASTER_PORT)} if self.nodes > 1 else {}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a job is.
+
+    Args:
+        state: `gone`: the engine does not know it.
+        why: it waits or has failed; empty if the engine does not say.
+        result: of one that has finished, the content of its metrics.json; empty if it is not known here.
+    """
+
+    state: State
+    why: str = ""
+    result: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Starts jobs somewhere else."""
+
+    name: str
+    place: dict[str, Any]  # of its settings those that say where
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuse what it would not start, before anything is started.
+
+        Raises:
+            UserError: it cannot be reached, or lacks what the jobs need.
+        """
+
+    def write(self, job: Job, folder: Path) -> str:
+        """Write the form of this job into the folder; returns the command that submits all that are in it."""
+
+    def submit(self, job: Job) -> None: ...
+
+    def look(self, names: Sequence[str]) -> dict[str, Seen]:
+        """How these jobs are."""
+
+    def log(self, name: str, num_lines: int) -> str:
+        """The last lines of what it has printed; empty if nothing is known."""
+
+    def follow(self, name: str) -> list[str]:
+        """The command that prints what it prints."""
+
+    def cancel(self, names: Sequence[str]) -> None: ...
+
+
+def describe(config: DictConfig, folder: Path, overrides: Sequence[str]) -> Job:
+    """The job of one run of a sweep.
+
+    Args:
+        config: the settings of the sweep.
+        folder: of the run; it is in that of the sweep.
+        overrides: of this run, its folder among them.
+    """
+    launch, trainer = config.launch, config.trainer
+    words = f"{project.current().package}-{folder.parent.name.removeprefix('sweep-')}-{folder.name}"
+    return Job(
+        name=_short(re.sub(r"[^a-z0-9]+", "-", words.lower())),
+        folder=folder,
+        command=("python", "-m", project.current().module, *overrides),
+        nodes=trainer.num_nodes,
+        processes=trainer.devices,
+        gpus=0 if trainer.accelerator == "cpu" else launch.gpus or 0,
+        cpus=launch.cpus,
+        memory_gb=launch.memory_gb,
+        settings={**as_plain(launch), "tracking_uri": config.tracking.mlflow_uri},
+    )
+
+
+def refuse_without_digest(image: str) -> None:
+    if not DIGEST.fullmatch(image):
+        raise UserError(
+            f"launch.image must end with the digest of the image, as registry.example.com/me/project@sha256:..., got "
+            f"{image}. To see it: docker inspect --format '{{{{index .RepoDigests 0}}}}' {image}"
+        )
+
+
+def _short(name: str, most: int = 52) -> str:
+    """With its end, which distinguishes it: a pod's name adds up to eleven letters, and may have 63."""
+    return name[-most:].lstrip("-0123456789") if len(name) > most else name
