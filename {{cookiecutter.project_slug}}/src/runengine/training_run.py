@@ -29,7 +29,7 @@ from .runs.open_run import open_run
 from .runs.run import REPORT, Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
-from .settings.errors import INTERRUPTED, RESUME_ME, explain
+from .settings.errors import INTERRUPTED, RESUME_ME, explain, is_lost_peer
 from .settings.files import atomic_file, atomic_write
 from .tracking.sender import Access
 from .training import distributed
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # torch and Lightning are imported where they are used: --hel
 
     from .tracking.tracker import Tracker
     from .training.device import Choice
+    from .training.watchdog import Watchdog
 
 HUNG = getattr(signal, "SIGUSR1", 0)  # by which Slurm asks for the same: save, and go back into the queue
 
@@ -65,6 +66,7 @@ class TrainingRun(Run):
         self.signals = Signals()
         self.choices: list[Choice] = []
         self.tracker: Tracker | None = None
+        self.watchdog: Watchdog | None = None
         self.kept: dict[type, pl.Callback] = {}  # from one call of `fit` to the next
 
     @property
@@ -135,7 +137,8 @@ class TrainingRun(Run):
             from .sweeps.pruning import Report
 
             options["callbacks"].insert(0, Report(self))
-        options["callbacks"].insert(0, Watchdog(self, self.rows, self._ask_for_resume, **self.cfg.watchdog))
+        self.watchdog = Watchdog(self, self.rows, self._ask_for_resume, **self.cfg.watchdog)
+        options["callbacks"].insert(0, self.watchdog)
         own = {type(each): each for each in options["callbacks"] if type(each) in (BestCheckpoint, LastCheckpoint)}
         self.kept = own | self.kept  # the best checkpoint so far is kept from one call of `fit` to the next
         options["callbacks"] = [self.kept.get(type(each), each) for each in options["callbacks"]]
@@ -169,6 +172,9 @@ class TrainingRun(Run):
     ) -> bool:
         from .training.signals import Stopped
 
+        if isinstance(error, Exception) and self._may_come_back(error):
+            log.warning("another process of this run is gone (%s): all of them stop, to be started again", error)
+            error = Stopped(HUNG)
         mistake = error if self.rows.ended and isinstance(error, Exception) and not isinstance(error, Stopped) else None
         if mistake:  # an error in a figure, a table or an export must not fail a training that is finished
             kind, error, trace = None, None, None
@@ -245,10 +251,16 @@ class TrainingRun(Run):
         else:
             log.info("stopped. Resume with: %s", self.resume_command())
 
+    def _may_come_back(self, error: Exception) -> bool:
+        """A run on several nodes that has lost one; not if it has not trained: that would go on for ever."""
+        several = self.cfg.trainer.get("num_nodes", 1) > 1
+        return several and is_lost_peer(error) and self.watchdog is not None and self.watchdog.num_steps > 0
+
     def _leave(self, signum: int) -> None:
         """Exit with the status that asks whoever started this run to start it again."""
         if not self.is_main:
-            sys.exit(0)  # Lightning kills rank 0 when a child ends with another status
+            # Lightning kills rank 0 when a child ends with another status
+            sys.exit(RESUME_ME if process.node() and not process.is_child() else 0)
         self._ask_for_resume(signum)
         sys.exit(RESUME_ME)
 

@@ -12,6 +12,7 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig
@@ -41,6 +42,7 @@ class Elsewhere:
         self.sweep = sweep
         self.engine: Engine = ENGINES[config.launch.engine](as_plain(config.launch))
         self.seen: dict[str, Seen] = {}
+        self.follows: list[str] = []
         self.following: subprocess.Popen[bytes] | None = None
 
     def launch(self, overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
@@ -66,9 +68,9 @@ class Elsewhere:
             self._write(job)
         try:
             self._work_through(jobs, new)
-        finally:
-            if self.following:
-                self.following.terminate()
+        except BaseException:
+            self._end_following(wait_s=0)
+            raise
 
     def _work_through(self, jobs: dict[str, Job], new: list[Job]) -> None:
         """Submit as many as may run at a time, until none is left."""
@@ -91,21 +93,32 @@ class Elsewhere:
             because = f": {seen.why}" if seen.state == "waiting" and seen.why else ""
             print(f"job {job.folder.name} {job.name} is {seen.state}{because}", flush=True)
         self.seen[job.name] = seen
-        if alone and seen.state == "running" and (self.following is None or self.following.poll() is not None):
-            self.following = subprocess.Popen(self.engine.follow(job.name), stdin=subprocess.DEVNULL)
+        if alone and seen.state == "running" and (command := self.engine.follow(job.name)) != self.follows:
+            self._end_following()
+            self.follows = command
+            self.following = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def _end_following(self, wait_s: float = 10) -> None:
+        """It prints to the end of what it follows."""
+        if self.following:
+            with suppress(subprocess.TimeoutExpired):
+                self.following.wait(wait_s)
+            self.following.kill()
+            self.following.wait()
+            self.following = None
 
     def _end(self, job: Job, seen: Seen) -> None:
         """Leave in the run's folder what it cannot have written itself, or has written where it is not seen."""
-        if self.following:
-            self.following.wait()  # it prints to the end
+        self._end_following()
         run = Run(job.folder)
+        run.folder.mkdir(exist_ok=True)
+        if seen.seconds:
+            run.seconds.write_text(f"{seen.seconds:.2f}\n", encoding="utf-8")
         if seen.state == "failed":
-            run.folder.mkdir(exist_ok=True)
             run.job_log.write_text(self.engine.log(job.name, LOG_LINES), encoding="utf-8")
             if not run.error.exists():
                 atomic_write(run.error, f"{seen.why or 'the engine does not say why'}.\n")
         elif seen.state == "finished" and not run.metrics.exists() and seen.result:
-            run.folder.mkdir(exist_ok=True)
             atomic_write(run.metrics, json.dumps(seen.result, indent=2) + "\n")
             print(f"its folder is where {job.name} wrote it, and not here: docs/kubernetes.md says how to get it")
 

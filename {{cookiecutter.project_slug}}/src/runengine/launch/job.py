@@ -56,11 +56,13 @@ class Seen:
     Args:
         state: `gone`: the engine does not know it.
         why: it waits or has failed; empty if the engine does not say.
+        seconds: that it took; 0 if it has not ended.
         result: of one that has finished, the content of its metrics.json; empty if it is not known here.
     """
 
     state: State
     why: str = ""
+    seconds: float = 0.0
     result: Mapping[str, float] = field(default_factory=dict)
 
 

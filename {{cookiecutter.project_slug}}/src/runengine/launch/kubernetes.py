@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ USER = 1000  # of the image
 # what a container waits for that does not come by itself
 STUCK = {"CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 GPU = "nvidia.com/gpu"
+INDEX = "batch.kubernetes.io/job-completion-index"
 
 Object = dict[str, Any]
 
@@ -46,6 +48,7 @@ class Kubernetes:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.place = {name: settings.get(name) for name in ("context", "namespace")}
+        self.pods: dict[str, str] = {}  # by job, whose log is to be read
         self.command = ["kubectl", *(f"--{name}={value}" for name, value in self.place.items() if value)]
 
     def check(self, jobs: Sequence[Job]) -> None:
@@ -93,13 +96,14 @@ class Kubernetes:
         for item in items:
             if item["kind"] == "Pod":
                 pods.setdefault(item["metadata"].get("labels", {}).get("job-name", ""), []).append(item)
+        self.pods |= {name: pod for name in jobs if (pod := _pod_to_read(pods.get(name, [])))}
         return {name: _seen(jobs[name], pods.get(name, [])) if name in jobs else Seen("gone") for name in names}
 
     def log(self, name: str, num_lines: int) -> str:
-        return self._kubectl("logs", f"job/{name}", f"--tail={num_lines}").stdout
+        return self._kubectl("logs", self.pods.get(name, f"job/{name}"), f"--tail={num_lines}").stdout
 
     def follow(self, name: str) -> list[str]:
-        return [*self.command, "logs", "--follow", f"job/{name}"]
+        return [*self.command, "logs", "--follow", self.pods.get(name, f"job/{name}")]
 
     def cancel(self, names: Sequence[str]) -> None:
         self._kubectl("delete", "job", *names, "--ignore-not-found", "--wait=false")
@@ -233,8 +237,8 @@ def _environment(job: Job) -> list[Object]:
         values["MASTER_ADDR"] = f"{job.name}-0.{_project()}"
     environment: list[Object] = [{"name": name, "value": str(value)} for name, value in values.items()]
     if job.nodes > 1:
-        number = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-        environment.append({"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": number}}})
+        number = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+        environment.append({"name": "NODE_RANK", "valueFrom": number})
     for name, place in job.settings["secrets"].items():
         secret, _, key = str(place).partition("/")
         environment.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key or name}}})
@@ -244,14 +248,24 @@ def _environment(job: Job) -> list[Object]:
 def _seen(job: Object, pods: list[Object]) -> Seen:
     conditions = {each["type"]: each for each in job["status"].get("conditions", []) if each["status"] == "True"}
     if "Complete" in conditions:
-        return Seen("finished", result=_result([pod for pod in pods if pod["status"]["phase"] == "Succeeded"]))
+        return Seen(
+            "finished",
+            seconds=_seconds(job, conditions["Complete"]),
+            result=_result([pod for pod in pods if pod["status"]["phase"] == "Succeeded"]),
+        )
     if "Failed" in conditions:
         ended = sorted((pod for pod in pods if pod["status"]["phase"] == "Failed"), key=_created)
-        return Seen("failed", _why_ended(ended[-1]) if ended else conditions["Failed"].get("message", ""))
+        why = _why_ended(ended[-1]) if ended else str(conditions["Failed"].get("message", ""))
+        return Seen("failed", why, _seconds(job, conditions["Failed"]))
     if any(pod["status"]["phase"] == "Running" for pod in pods):
         return Seen("running")
     waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
     return Seen("waiting", next(filter(None, map(_why_waiting, waiting)), ""))
+
+
+def _seconds(job: Object, end: Object) -> float:
+    began, ended = (datetime.fromisoformat(each) for each in (job["status"]["startTime"], end["lastTransitionTime"]))
+    return (ended - began).total_seconds()
 
 
 def _result(pods: list[Object]) -> dict[str, float]:
@@ -261,6 +275,19 @@ def _result(pods: list[Object]) -> dict[str, float]:
             with suppress(ValueError):
                 return dict(json.loads(container["state"]["terminated"].get("message", "")))
     return {}
+
+
+def _pod_to_read(pods: list[Object]) -> str:
+    """Of those that run that of the first node; where none runs the one that ended last."""
+    running = [pod for pod in pods if pod["status"]["phase"] == "Running"]
+    if running:
+        pod = min(running, key=lambda pod: int(pod["metadata"].get("annotations", {}).get(INDEX, 0)))
+    else:
+        ended = [pod for pod in pods if pod["status"]["phase"] != "Pending"]
+        if not ended:
+            return ""
+        pod = max(ended, key=_created)
+    return f"pod/{pod['metadata']['name']}"
 
 
 def _created(pod: Object) -> str:

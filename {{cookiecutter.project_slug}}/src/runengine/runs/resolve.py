@@ -28,7 +28,7 @@ MAY_INCREASE = "trainer.max_epochs"  # a resumed run may train for longer
 # how a run is done, not what is trained: may change whenever it is resumed
 MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from", "monitor"}
 # these may be in a folder before its run has been started
-LEFT_BY_A_SWEEP = {Run.error.name, Run.seconds.name, Run.trial.name}
+LEFT_BY_A_SWEEP = {Run.error.name, Run.job_log.name, Run.seconds.name, Run.trial.name}
 
 
 def resolve_run(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Run, DictConfig]:

@@ -100,6 +100,12 @@ def _reader_has_left() -> bool:
     return True
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Was it raised because another process of the run is gone?"""
+    of_group = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return of_group or re.search("onnection (closed|reset) by peer|/gloo/transport/", str(error)) is not None
+
+
 def explain(error: BaseException) -> str | None:
     """The sentence for this error, or None if it is not the user's to fix."""
     if isinstance(error, UserError):
@@ -108,7 +114,7 @@ def explain(error: BaseException) -> str | None:
         return sentence
     if (sentence := _explain_torchvision(error)) is not None:
         return sentence
-    if type(error).__name__ == "DistBackendError" or re.search("onnection (closed|reset) by peer", str(error)):
+    if is_lost_peer(error):
         look = "Look at the machine with: make doctor. " if "NCCL" in str(error) else ""
         return f"another process of this run was killed or failed; what it said is above. {look}Resume: make resume"
     if type(error).__name__ == "OutOfMemoryError":  # torch's; imported it need not be

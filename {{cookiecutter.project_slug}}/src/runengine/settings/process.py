@@ -3,6 +3,7 @@
 | started by                       | this process knows it by              |
 |----------------------------------|---------------------------------------|
 | nobody, or Lightning for devices | LOCAL_RANK, in the children alone     |
+| one such process on each node    | NODE_RANK, LOCAL_WORLD_SIZE           |
 | torchrun                         | TORCHELASTIC_RUN_ID, RANK, WORLD_SIZE |
 | srun                             | SLURM_STEP_NUM_TASKS, SLURM_PROCID    |
 """
@@ -23,7 +24,18 @@ def starter() -> str | None:
 
 def rank() -> int:
     names = {"torchrun": "RANK", "srun": "SLURM_PROCID", None: "LOCAL_RANK"}
-    return int(os.environ.get(names[starter()], 0))
+    before = node() * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if starter() is None else 0
+    return before + int(os.environ.get(names[starter()], 0))
+
+
+def node() -> int:
+    """The number of this node, where each one was started by itself, as a pod of Kubernetes is."""
+    return int(os.environ.get("NODE_RANK", 0))
+
+
+def is_child() -> bool:
+    """Did Lightning start this process, from another one of the same node?"""
+    return starter() is None and "LOCAL_RANK" in os.environ and int(os.environ["LOCAL_RANK"]) > 0
 
 
 def world() -> int:

@@ -69,6 +69,7 @@ class Watchdog(Callback):
         self.part, self.since = "", 0.0  # in which part of the loop the training is, and since when
         self.durations: dict[str, deque[float]] = {}
         self.step = 0
+        self.num_steps = 0  # of this process
         self.waited_s = 0.0  # in this part, while this process was running
         self.over = threading.Event()
         self.thread: threading.Thread | None = None
@@ -109,6 +110,7 @@ class Watchdog(Callback):
         self._enter("a training step")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.num_steps += 1
         self._enter("the end of an epoch" if trainer.is_last_batch else BATCH)
 
     def on_validation_start(self, *_: Any) -> None:
