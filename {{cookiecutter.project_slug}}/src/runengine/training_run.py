@@ -174,7 +174,7 @@ class TrainingRun(Run):
 
         if isinstance(error, Exception) and self._may_come_back(error):
             log.warning("another process of this run is gone (%s): all of them stop, to be started again", error)
-            error = Stopped(HUNG)
+            kind, error = Stopped, Stopped(HUNG)
         mistake = error if self.rows.ended and isinstance(error, Exception) and not isinstance(error, Stopped) else None
         if mistake:  # an error in a figure, a table or an export must not fail a training that is finished
             kind, error, trace = None, None, None

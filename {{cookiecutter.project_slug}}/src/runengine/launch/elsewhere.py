@@ -60,6 +60,7 @@ class Elsewhere:
             (command,) = {self._write(job) for job in jobs.values()}
             print(f"nothing was started. What would be is in {self.sweep.launch}; to start it: {command}")
             return
+        self.engine.reach()
         there = self.engine.look(list(jobs))
         new = [job for job in jobs.values() if there[job.name].state not in ACTIVE]
         if new:

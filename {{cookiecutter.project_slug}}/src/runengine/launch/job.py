@@ -72,11 +72,18 @@ class Engine(Protocol):
     name: str
     place: dict[str, Any]  # of its settings those that say where
 
+    def reach(self) -> None:
+        """Ask whether it is there, and whether this user may start jobs.
+
+        Raises:
+            UserError: it is not, or may not.
+        """
+
     def check(self, jobs: Sequence[Job]) -> None:
         """Refuse what it would not start, before anything is started.
 
         Raises:
-            UserError: it cannot be reached, or lacks what the jobs need.
+            UserError: it lacks what the jobs need.
         """
 
     def write(self, job: Job, folder: Path) -> str:

@@ -51,8 +51,7 @@ class Kubernetes:
         self.pods: dict[str, str] = {}  # by job, whose log is to be read
         self.command = ["kubectl", *(f"--{name}={value}" for name, value in self.place.items() if value)]
 
-    def check(self, jobs: Sequence[Job]) -> None:
-        refuse_without_digest(jobs[0].settings["image"])
+    def reach(self) -> None:
         if shutil.which("kubectl") is None:
             raise UserError(
                 "launch=kubernetes needs kubectl, which is not here. Install it "
@@ -68,7 +67,10 @@ class Kubernetes:
                 "you may not create jobs in this namespace of the cluster. Choose yours by launch.namespace=..., or "
                 "ask whoever runs the cluster for the right to create jobs.batch."
             )
+
+    def check(self, jobs: Sequence[Job]) -> None:
         settings = jobs[0].settings
+        refuse_without_digest(settings["image"])
         self._need("persistentvolumeclaim", settings["volume"], "launch.volume")
         for variable, place in settings["secrets"].items():
             self._need("secret", str(place).partition("/")[0], f"launch.secrets.{variable}")
