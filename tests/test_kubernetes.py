@@ -357,7 +357,7 @@ def refused(place: Place, *settings: str, env: dict[str, str] | None = None) -> 
         *place.command(*SMALL, *settings), cwd=place.project, env={**place.env, **(env or {})}, expect=1
     )
     assert not place.kubectl("get", "jobs", "--output=name")
-    (sentence,) = [line for line in answer.output.splitlines() if line.startswith("error: ") and " run 0" not in line]
+    (sentence,) = [line for line in answer.output.splitlines() if line.startswith("error: ")]
     return sentence.removeprefix("error: ")
 
 
@@ -369,8 +369,8 @@ def test_what_the_cluster_lacks_is_one_sentence(place: Place, tmp_path: Path) ->
         "launch.secrets.PASSWORD is none, but this namespace has no such secret. It has none."
     )
     assert refused(place, "launch.image=me/project:latest") == (
-        "launch.image must end with the digest of the image, as registry.example.com/me/project@sha256:..., got "
-        "me/project:latest. To see it: docker inspect --format '{{index .RepoDigests 0}}' me/project:latest"
+        "launch.image must end with the digest of an image, as registry.example.com/me/project@sha256:..., got "
+        "me/project:latest. To build one, and see its digest: make image PUSH=registry.example.com/me/project"
     )
     assert refused(place, "launch.context=nobody") == (
         "you may not create jobs in this namespace of the cluster. Choose yours by launch.namespace=..., or ask "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..settings import project
 from ..settings.config import as_plain
@@ -126,11 +126,26 @@ def describe(config: DictConfig, folder: Path, overrides: Sequence[str]) -> Job:
     )
 
 
-def refuse_without_digest(image: str) -> None:
+def refuse_incomplete(launch: DictConfig) -> None:
+    """What has no default, or a value that no engine takes; before anything is written.
+
+    Args:
+        launch: of the settings.
+    """
+    if missing := sorted(OmegaConf.missing_keys(launch)):
+        raise UserError(
+            f"launch={launch.engine} needs {' and '.join(missing)}: what they are stands in "
+            f"src/{project.ENGINE}/conf/launch/{launch.engine}.yaml."
+        )
+    if "image" in launch:
+        _refuse_without_digest(launch.image)
+
+
+def _refuse_without_digest(image: str) -> None:
     if not DIGEST.fullmatch(image):
         raise UserError(
-            f"launch.image must end with the digest of the image, as registry.example.com/me/project@sha256:..., got "
-            f"{image}. To see it: docker inspect --format '{{{{index .RepoDigests 0}}}}' {image}"
+            f"launch.image must end with the digest of an image, as registry.example.com/me/project@sha256:..., got "
+            f"{image}. To build one, and see its digest: make image PUSH=registry.example.com/me/project"
         )
 
 

@@ -23,7 +23,7 @@ from ..runs.run import REPORT
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.files import atomic_write
-from .job import Job, Seen, refuse_without_digest
+from .job import Job, Seen
 
 ROOT = "/app"  # of the project, in the image that `make image` builds
 CONTAINER = "train"
@@ -70,7 +70,6 @@ class Kubernetes:
 
     def check(self, jobs: Sequence[Job]) -> None:
         settings = jobs[0].settings
-        refuse_without_digest(settings["image"])
         self._need("persistentvolumeclaim", settings["volume"], "launch.volume")
         for variable, place in settings["secrets"].items():
             self._need("secret", str(place).partition("/")[0], f"launch.secrets.{variable}")

@@ -28,7 +28,7 @@ from .errors import UserError
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 OPTIONAL = {  # or null
     "trainer.gradient_clip_val", "patience", "checkpoint.every_n_steps", "checkpoint.every_minutes",
-    "tracking.system_every_s", "data.num_workers", "watchdog.minutes",
+    "tracking.system_every_s", "data.num_workers", "watchdog.minutes", "launch.gpus",
 }  # fmt: skip
 LIMITS: dict[str, list[tuple[str, float]]] = {
     "seed": [(">=", 0), ("<=", 2**32 - 1)],  # what NumPy's generators take
@@ -38,6 +38,10 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
     "launch.cpus": [(">=", 1)],
     "launch.memory_gb": [(">=", 1)],
     "launch.parallel": [(">=", 1)],
+    "launch.gpus": [(">=", 0)],
+    "launch.warn_s": [(">=", 1)],
+    "launch.retries": [(">=", 0)],
+    "launch.keep_hours": [(">=", 1)],
     "search.parallel": [(">=", 1)],
     "search.trials": [(">=", 1)],
     "tracking.system_every_s": [(">", 0)],

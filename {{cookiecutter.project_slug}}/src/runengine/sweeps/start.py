@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..compat import Composer, grid
+from ..launch.job import refuse_incomplete
 from ..runs.resolve import new_name
 from ..runs.run import RUNS, Run
 from ..settings import process, project
@@ -41,6 +42,9 @@ def start(config: DictConfig, typed: Sequence[str]) -> Run:
     composer = Composer(lambda overrides: compose(script, overrides))
     for job in jobs:
         check(composer(job), script, job)
+    elsewhere = [*first, *(override for override in typed if _group(override) == "launch")]
+    check(compose(script, elsewhere), script, elsewhere)
+    refuse_incomplete(config.launch)
     if searched:
         from .search import check_space
 

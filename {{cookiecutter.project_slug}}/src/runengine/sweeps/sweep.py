@@ -126,6 +126,8 @@ def _lead(
     else:
         best = report_trials(sweep, search.trials, ranking)
     for job in failed if status != RESUME_ME else []:
+        if trouble and not job.folder.exists():  # it was not started
+            continue
         print(f"error: run {job.name}: {job.reason} See {job.log}", file=sys.stderr)
     if trouble:
         print(f"error: {trouble}", file=sys.stderr)

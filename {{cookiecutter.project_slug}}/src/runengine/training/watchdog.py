@@ -42,7 +42,7 @@ MEASURED = 100  # the last durations of each part, whose median is "usual"
 OTHERS_S = 5.0  # for the other processes to write their stacks, before rank 0 ends them
 ALONE_S = 60.0  # after that they end by themselves: rank 0 may be the one that does not answer
 DEBUGGERS = {"_pydevd_bundle", "bdb", "code", "debugpy", "ipdb", "pdb", "pudb", "pydevd"}
-STACKS_ON = getattr(signal, "SIGQUIT", None)  # Windows has none
+STACKS_ON = signal.SIGRTMIN + 7 if sys.platform == "linux" else None  # nobody else's, and no core is dumped
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Watchdog(Callback):
             return
         self.stacks = tempfile.TemporaryFile()  # noqa: SIM115
         if STACKS_ON and threading.current_thread() is threading.main_thread():
-            # forked loader processes inherit it; `chain`: Ctrl-\ still ends a program
+            # forked loader processes inherit it, and end; their stacks come behind this process's
             faulthandler.register(STACKS_ON, self.stacks, all_threads=True, chain=True)
         self._enter("the start of the training")
         self.over.clear()
@@ -197,12 +197,14 @@ class Watchdog(Callback):
 
     def _write_stacks(self, sentence: str) -> bool:
         """Returns whether this process has hung at this step before."""
+        import psutil
+
         assert self.stacks
         faulthandler.dump_traceback(self.stacks, all_threads=True)
         if STACKS_ON and (forked := _forked()):  # those that load batches write theirs behind it, and end
             for child in forked:
                 child.send_signal(STACKS_ON)
-            time.sleep(0.5)
+            psutil.wait_procs(forked, timeout=OTHERS_S)
         self.stacks.seek(0)
         file = self.run.stacks(process.rank())
         before = file.read_text(encoding="utf-8") if file.exists() else ""
