@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ class Program:
             if process.rank() == 0 and run.unsent.exists():  # it was killed after its last epoch
                 sync([run])
             return run
-        access = Access(cfg.tracking.mlflow_uri if process.rank() == 0 else None)  # asked while torch is imported
+        asks = process.rank() == 0 and process.SENDS_LATER not in os.environ
+        access = Access(cfg.tracking.mlflow_uri if asks else None)  # asked while torch is imported
         import_torchmetrics()
         import pytorch_lightning as pl
 

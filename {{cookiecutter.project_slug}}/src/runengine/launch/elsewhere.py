@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,13 +19,15 @@ from omegaconf import DictConfig
 
 from ..runs.run import Run
 from ..settings.config import as_plain
+from ..settings.errors import UserError
 from ..settings.files import atomic_write
 from .job import Engine, Job, Seen, describe
 from .kubernetes import Kubernetes
+from .ssh import Ssh
 
 POLL_S = (1.0, 15.0)  # from one look to the next: at the beginning, and at the most
 LOG_LINES = 2000  # kept of a job that has failed
-ENGINES = {"kubernetes": Kubernetes}
+ENGINES: dict[str, Callable[[dict[str, Any]], Engine]] = {"kubernetes": Kubernetes, "ssh": Ssh}
 ACTIVE = ("waiting", "running")
 
 
@@ -42,6 +44,7 @@ class Elsewhere:
         self.sweep = sweep
         self.engine: Engine = ENGINES[config.launch.engine](as_plain(config.launch))
         self.seen: dict[str, Seen] = {}
+        self.silent = False  # the engine, when it was asked last
         self.follows: list[str] = []
         self.following: subprocess.Popen[bytes] | None = None
 
@@ -83,11 +86,23 @@ class Elsewhere:
             time.sleep(pause_s)
             pause_s = min(POLL_S[1], 1.2 * pause_s)
             submitted = [name for name, job in left.items() if job not in new]
-            for name, seen in self.engine.look(submitted).items():
+            for name, seen in self._look(submitted).items():
                 self._say(jobs[name], seen, alone=len(jobs) == 1)
                 if seen.state not in ACTIVE:
                     self._end(left.pop(name), seen)
                     pause_s = POLL_S[0]
+
+    def _look(self, names: Sequence[str]) -> dict[str, Seen]:
+        """Nothing while there is no answer: the jobs do not need one."""
+        try:
+            seen = self.engine.look(names)
+        except UserError as error:
+            if not self.silent:
+                print(f"warning: {error} The jobs go on; this asks again.", flush=True)
+            self.silent = True
+            return {}
+        self.silent = False
+        return seen
 
     def _say(self, job: Job, seen: Seen, *, alone: bool) -> None:
         if self.seen.get(job.name) != seen:
@@ -111,6 +126,7 @@ class Elsewhere:
     def _end(self, job: Job, seen: Seen) -> None:
         """Leave in the run's folder what it cannot have written itself, or has written where it is not seen."""
         self._end_following()
+        self.engine.bring(job)
         run = Run(job.folder)
         run.folder.mkdir(exist_ok=True)
         if seen.seconds:

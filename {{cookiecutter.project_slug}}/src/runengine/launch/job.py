@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..settings import project
 from ..settings.config import as_plain
 from ..settings.errors import UserError
+from ..settings.process import SENDS_LATER
 
 State = Literal["waiting", "running", "finished", "failed", "gone"]
 DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
@@ -100,6 +101,9 @@ class Engine(Protocol):
     def follow(self, name: str) -> list[str]:
         """The command that prints what it prints."""
 
+    def bring(self, job: Job) -> None:
+        """Copy the run's folder to where it would be here, if the engine can."""
+
     def cancel(self, names: Sequence[str]) -> None: ...
 
 
@@ -112,6 +116,11 @@ def describe(config: DictConfig, folder: Path, overrides: Sequence[str]) -> Job:
         overrides: of this run, its folder among them.
     """
     launch, trainer = config.launch, config.trainer
+    if config.register and not str(config.tracking.mlflow_uri).startswith("http"):
+        raise UserError(
+            "register=true needs a server of MLflow, which the job reaches. Choose one by tracking=server, or leave it "
+            "out and register the model afterwards: make promote RUN=..."
+        )
     words = f"{project.current().package}-{folder.parent.name.removeprefix('sweep-')}-{folder.name}"
     return Job(
         name=_short(re.sub(r"[^a-z0-9]+", "-", words.lower())),
@@ -119,11 +128,17 @@ def describe(config: DictConfig, folder: Path, overrides: Sequence[str]) -> Job:
         command=("python", "-m", project.current().module, *overrides),
         nodes=trainer.num_nodes,
         processes=trainer.devices,
-        gpus=0 if trainer.accelerator == "cpu" else launch.gpus or 0,
-        cpus=launch.cpus,
-        memory_gb=launch.memory_gb,
+        gpus=0 if trainer.accelerator == "cpu" else launch.get("gpus") or 0,
+        cpus=launch.get("cpus", 1),
+        memory_gb=launch.get("memory_gb", 1),
         settings={**as_plain(launch), "tracking_uri": config.tracking.mlflow_uri},
     )
+
+
+def later_or_server(job: Job) -> dict[str, str]:
+    """Variables: the server of MLflow, or that it is not reached from there and is told here."""
+    uri = str(job.settings["tracking_uri"] or "")
+    return {"MLFLOW_TRACKING_URI": uri} if uri.startswith("http") else {SENDS_LATER: "1"}
 
 
 def refuse_incomplete(launch: DictConfig) -> None:

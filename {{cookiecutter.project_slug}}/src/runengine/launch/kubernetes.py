@@ -23,7 +23,7 @@ from ..runs.run import REPORT
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.files import atomic_write
-from .job import Job, Seen
+from .job import Job, Seen, later_or_server
 
 ROOT = "/app"  # of the project, in the image that `make image` builds
 CONTAINER = "train"
@@ -90,7 +90,7 @@ class Kubernetes:
     def look(self, names: Sequence[str]) -> dict[str, Seen]:
         done = self._kubectl("get", "jobs,pods", "--selector", f"{LABEL}={_project()}", "--output=json")
         if done.returncode:
-            raise UserError(f"the cluster does not answer: {_last_line(done.stderr)}. The jobs go on without it.")
+            raise UserError(f"the cluster does not answer: {_last_line(done.stderr)}. Try: kubectl get jobs")
         items: list[Object] = json.loads(done.stdout)["items"]
         jobs = {item["metadata"]["name"]: item for item in items if item["kind"] == "Job"}
         pods: dict[str, list[Object]] = {}
@@ -105,6 +105,9 @@ class Kubernetes:
 
     def follow(self, name: str) -> list[str]:
         return [*self.command, "logs", "--follow", self.pods.get(name, f"job/{name}")]
+
+    def bring(self, job: Job) -> None:
+        """A volume is read by a pod that mounts it, and nobody knows which may: docs/kubernetes.md."""
 
     def cancel(self, names: Sequence[str]) -> None:
         self._kubectl("delete", "job", *names, "--ignore-not-found", "--wait=false")
@@ -231,9 +234,13 @@ def _pod(job: Job) -> Object:
 
 
 def _environment(job: Job) -> list[Object]:
-    uri = str(job.settings["tracking_uri"] or "")
-    server = {"MLFLOW_TRACKING_URI": uri} if uri.startswith("http") else {}
-    values = {**job.ranks, **server, "PYTHONUNBUFFERED": "1", REPORT: "/dev/termination-log", **job.settings["env"]}
+    values = {
+        **job.ranks,
+        **later_or_server(job),
+        "PYTHONUNBUFFERED": "1",
+        REPORT: "/dev/termination-log",
+        **job.settings["env"],
+    }
     if job.nodes > 1:
         values["MASTER_ADDR"] = f"{job.name}-0.{_project()}"
     environment: list[Object] = [{"name": name, "value": str(value)} for name, value in values.items()]

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 
+SENDS_LATER = "RUNENGINE_SENDS_LATER"  # MLflow is not reached from here: whoever has the folder afterwards tells it
+
 
 def starter() -> str | None:
     """What started several processes of this run: `torchrun`, `srun`, or None."""

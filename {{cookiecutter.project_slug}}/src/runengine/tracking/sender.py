@@ -143,6 +143,17 @@ class Sender:
             log.warning("MLflow has not got everything of this run (%s). Send the rest: make sync", reason)
 
 
+class Later:
+    """For a run whose MLflow is somewhere else: its folder says that all is to be sent, by whoever has it then."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        note(run, "RUNNING")
+
+    def close(self, status: str, give_up: Callable[[], bool]) -> None:
+        note(self.run, status, "it was trained where MLflow is not reached")
+
+
 @functools.cache  # the runs of a sweep ask once
 class Access:
     """Asks a server whether it lets this user in, while torch is imported here, and MLflow there.

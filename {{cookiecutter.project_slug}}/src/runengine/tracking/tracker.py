@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..runs.run import Run
+from ..settings import process
 from ..settings.files import drop_half_a_line
 from . import payload
-from .sender import Sender
+from .sender import Later, Sender
 from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -39,8 +41,10 @@ class Tracker:
         rows = payload.read_rows(run)
         self.known = {(name, row["step"]) for row in rows for name in row["metrics"]}
         self.rows = rows if tensorboard else None
-        self.sender = None
-        if uri:
+        self.sender: Sender | Later | None = None
+        if uri and process.SENDS_LATER in os.environ:
+            self.sender = Later(run)
+        elif uri:
             self.sender = Sender(run, uri, new=run.num_starts() == 1, system_every_s=system_every_s)
 
     @functools.cached_property
