@@ -145,7 +145,8 @@ def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str)
     """Whether the process is gone, or there and does not answer any more."""
     long = (*DDP, "model.dropout=0.1", "trainer.max_epochs=20", "checkpoint.every_n_steps=3")
     work.train(starter, *long, "run_dir=runs/straight")
-    for signum in (signal.SIGKILL, signal.SIGSTOP):
+    # torchrun ends the one that does not answer by itself, once another has ended
+    for signum in (signal.SIGKILL, signal.SIGSTOP) if starter == "lightning" else (signal.SIGKILL,):
         folder = work.folder / "runs" / signum.name
         record, listening = folder / "train.log", set()
         settings = (*long, f"run_dir=runs/{signum.name}", "watchdog.minutes=0.1")
@@ -167,7 +168,7 @@ def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str)
         assert status != 0
         assert not (folder / "metrics.json").exists()
         if signum == signal.SIGSTOP:
-            assert starter == "torchrun" or status == 75  # torchrun has an exit status of its own
+            assert status == 75
             assert "this training hangs: " in record.read_text()
             assert "Thread 0x" in (folder / "hang-0.txt").read_text()
             while work.ranks():  # none is left over
@@ -178,7 +179,8 @@ def test_a_run_that_lost_one_process_is_continued(work: Workplace, starter: str)
         print(f"{starter}, resumed: folders 1, MLflow runs 1, {result} to a straight run")
         assert result == "equal"
         assert (folder / "history.csv").read_text() == (work.folder / "runs/straight/history.csv").read_text()
-    assert sorted(work.mlflow_runs()) == [("FINISHED", 20)] * 3
+    assert set(work.mlflow_runs()) == {("FINISHED", 20)}
+    assert len(work.mlflow_runs()) == len(work.runs())
 
 
 def test_shared_parameters_are_continued_by_any_number_of_processes(work: Workplace) -> None:
