@@ -429,9 +429,9 @@ def look(browser: Path, program: str, port: int, name: str, picture: Path) -> di
 # what takes longest starts first, so that all workers end at about the same time; the second and third need no demo yet
 LONGEST = (
     "test_end_to_end.py", "test_managers.py", "test_versions.py", "test_engine.py", "test_examples.py",
-    "test_slurm.py", "test_dvc.py", "test_tracking.py", "test_tasks.py", "test_devices.py", "test_containers.py", "test_ssh.py",
-    "test_survival.py", "test_engine_package.py", "test_odd_name.py", "test_benchmarks.py", "test_own_data.py",
-    "test_setup.py",
+    "test_slurm.py", "test_dvc.py", "test_tracking.py", "test_tasks.py", "test_devices.py", "test_containers.py",
+    "test_ssh.py", "test_survival.py", "test_engine_package.py", "test_odd_name.py", "test_benchmarks.py",
+    "test_own_data.py", "test_setup.py",
 )  # fmt: skip
 
 

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ml_project.train import train
 from omegaconf import DictConfig
-from runengine import UserError, compose
+from runengine import Run, UserError, compose
 from runengine.launch.job import Job, Seen, describe, refuse_incomplete
 from runengine.launch.kubernetes import Kubernetes, _seen, objects
+from runengine.launch.ssh import Ssh
+from runengine.settings.process import SENDS_LATER
+from runengine.tracking.sync import sync
 
 IMAGE = f"registry.example.com/me/project@sha256:{'0' * 64}"
 FOLDER = Path("runs/digits/sweep-20261128-184013.840763-bd7bca/007")
@@ -173,3 +178,57 @@ def test_a_job_whose_pods_are_gone_has_failed_too() -> None:
 def test_the_cluster_is_the_one_that_is_named() -> None:
     named = Kubernetes({"context": "lab", "namespace": "students"})
     assert named.follow("x") == ["kubectl", "--context=lab", "--namespace=students", "logs", "--follow", "job/x"]
+
+
+def test_a_run_that_mlflow_does_not_reach_is_sent_by_whoever_has_its_folder(
+    run_training: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(SENDS_LATER, "1")
+    run = run_training("tracking=mlflow", "trainer.max_epochs=1")
+    assert json.loads(run.unsent.read_text()) == {
+        "status": "FINISHED",
+        "why": "it was trained where MLflow is not reached",
+    }
+    assert run.mlflow_id() is None
+    monkeypatch.delenv(SENDS_LATER)
+    assert sync([run]) == 0
+    assert run.mlflow_id()
+    assert not run.unsent.exists()
+
+
+def test_a_model_is_registered_by_a_job_where_it_reaches_the_registry() -> None:
+    with pytest.raises(UserError, match=re.escape("register=true needs a server of MLflow, which the job reaches.")):
+        job("register=true")
+    assert job("register=true", "tracking=server", "tracking.mlflow_uri=https://mlflow.example.com").name == NAME
+
+
+def over_there(*typed: str) -> Job:
+    cfg = compose("train", ["launch=ssh", "launch.host=box", *typed])
+    return describe(cfg, FOLDER, ["seed=7", "optimizer.lr=1e-3", f"run_dir={FOLDER}"])
+
+
+def test_what_starts_a_run_on_another_machine(tmp_path: Path) -> None:
+    machine = Ssh({"host": "box", "folder": "my work/x"})
+    said = machine.write(over_there(), tmp_path)
+    assert said == f"for run in {tmp_path.as_posix()}/*.sh; do ssh box bash -s <$run; done"
+    script = (tmp_path / "007.sh").read_text()
+    assert "cd $HOME/'my work/x' || exit 1" in script
+    assert f"python -m ml_project.train seed=7 optimizer.lr=1e-3 run_dir={FOLDER} &" in script
+    assert f"{SENDS_LATER}=1" in script
+    subprocess.run(["bash", "-n", tmp_path / "007.sh"], check=True)
+
+
+@pytest.mark.parametrize(("said", "sentence"), [
+    ("write failed: No space left on device (28)", "the disk of box is full. Free some space there: ssh box"),
+    ("ssh: connect to host box port 22: Connection timed out",
+     "box cannot be reached: ssh: connect to host box port 22: Connection timed out. Try: ssh box"),
+    ("", "box cannot be reached: it does not say why. Try: ssh box"),
+])  # fmt: skip
+def test_what_ssh_says_becomes_a_sentence(said: str, sentence: str) -> None:
+    assert Ssh({"host": "box"})._explain(said) == sentence
+
+
+def test_several_nodes_are_not_for_one_machine() -> None:
+    several = over_there("trainer=ddp", "trainer.num_nodes=2")
+    with pytest.raises(UserError, match=r"^launch=ssh trains on one machine: trainer.num_nodes must be 1\.$"):
+        Ssh({"host": "box"}).check([several])

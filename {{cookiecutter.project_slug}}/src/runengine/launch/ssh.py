@@ -40,10 +40,10 @@ while
     {command} &
     echo $! >{here}.pid
     wait $!
-    status=$?
-    [ $status = {again} ] && [ ! -e {here}.stop ]
+    STATUS=$?
+    [ $STATUS = {again} ] && [ ! -e {here}.stop ]
 do sleep 1; done
-echo $status >{here}.exit
+echo $STATUS >{here}.exit
 """
 # one line for each name: waiting, running, or the exit status
 LOOK = """
@@ -75,7 +75,7 @@ class Ssh:
         for program in ("ssh", "rsync"):
             if shutil.which(program) is None:
                 raise UserError(f"launch=ssh needs {program}, which is not here. Install it, or use launch=local.")
-        there = self._ssh("command -v bash make rsync setsid")
+        there = self._ssh("command -v bash rsync setsid make")
         if there.returncode > 1:
             raise UserError(self._explain(there.stderr))
         found = {PurePosixPath(line).name for line in there.stdout.split()}
@@ -110,7 +110,7 @@ class Ssh:
         here = f"{JOBS}/{job.name}"
         start = (
             f"cd {self._quoted()} && mkdir -p {JOBS} && rm -f {here}.pid {here}.exit {here}.stop && cat >{here}.sh && "
-            f"touch {here}.sh && {{ setsid nohup bash {here}.sh >>{here}.log 2>&1 </dev/null & echo $! >{here}.pid; }}"
+            f"touch {here}.sh && (setsid nohup bash {here}.sh >>{here}.log 2>&1 </dev/null & echo $! >{here}.pid)"
         )
         done = self._ssh(start, stdin=self._script(job))
         if done.returncode:
