@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -185,6 +186,35 @@ def test_the_devcontainer_sets_itself_up_and_trains(
         )
         for container in found.output.split():
             run("docker", "rm", "--force", "--volumes", container, cwd=tmp_path, env=env)
+
+
+@pytest.mark.slow
+def test_an_image_is_pushed_and_named_by_its_digest(
+    engine: tuple[dict[str, str], list[str]], bake: Bake, tmp_path: Path
+) -> None:
+    env, _ = engine
+    program = shutil.which("docker-registry", path=env["PATH"])  # `bake` hides the programs of this machine
+    if program is None:
+        pytest.skip("a registry is not here: apt-get install docker-registry")
+    project, port = bake(env_manager="venv").path, free_port()
+    (project / "Dockerfile").write_text(
+        "FROM scratch\nCOPY LICENSE /\n", encoding="utf-8"
+    )  # what is in it does not matter
+    settings = tmp_path / "registry.yml"
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    settings.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}))
+    with (tmp_path / "log").open("w") as log:
+        registry = subprocess.Popen([program, "serve", settings], stdout=log, stderr=log)
+    try:
+        for tag in ("", ":v2"):  # the same image by another name
+            place = f"127.0.0.1:{port}/me/project"
+            printed = run("make", "image", "IMAGE=pushed", f"PUSH={place}{tag}", cwd=project, env=env).output
+            pushed = re.search(r"digest: (sha256:[0-9a-f]{64})", printed)
+            assert pushed
+            assert printed.splitlines()[-1] == f"train with it: launch=kubernetes launch.image={place}@{pushed[1]}"
+    finally:
+        registry.terminate()
+        registry.wait()
 
 
 IN_SRC = ("src/my_project/secrets.json", "src/my_project/conf/own.key", "src/own.pem", "scripts/credentials.json")
