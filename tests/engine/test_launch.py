@@ -19,6 +19,7 @@ from runengine import Run, UserError, compose
 from runengine.launch.job import Job, Seen, describe, refuse_incomplete
 from runengine.launch.kubernetes import Kubernetes, _seen, objects
 from runengine.launch.ssh import Ssh
+from runengine.settings.check import check
 from runengine.settings.process import SENDS_LATER
 from runengine.tracking.sync import sync
 
@@ -232,3 +233,11 @@ def test_several_nodes_are_not_for_one_machine() -> None:
     several = over_there("trainer=ddp", "trainer.num_nodes=2")
     with pytest.raises(UserError, match=r"^launch=ssh trains on one machine: trainer.num_nodes must be 1\.$"):
         Ssh({"host": "box"}).check([several])
+
+
+@pytest.mark.parametrize("typed", ["+launch.env.A=1", "+launch.secrets.PASSWORD=name/key"])
+def test_any_variable_may_be_added(typed: str) -> None:
+    all_typed = ["launch=kubernetes", f"launch.image={IMAGE}", "launch.volume=runs", typed]
+    check(compose("train", all_typed), "train", all_typed)
+    with pytest.raises(UserError, match=re.escape("+launch.other adds a setting that nothing reads")):
+        check(compose("train", [*all_typed, "+launch.other=1"]), "train", [*all_typed, "+launch.other=1"])

@@ -59,7 +59,7 @@ LIMITS: dict[str, list[tuple[str, float]]] = {
 ALLOWED = {"monitor.mode": ("min", "max"), "tracking.checkpoints": ("all", "best", "none")}
 # the engine reads these by name: what is added to them nobody sees, but for what is open
 READ_BY_NAME = {"checkpoint", "launch", "monitor", "search", "tracking", "watchdog"}
-OPEN = ("launch.extra.", "search.space.")
+OPEN = ("launch.env.", "launch.extra.", "launch.secrets.", "search.space.")
 # of each group, which of the engine's files has all that the engine reads; conf/runengine.yaml is in no group
 NEEDED = {
     "": "runengine",
