@@ -378,6 +378,37 @@ def take_engine_as_package(project: Path) -> None:
     pipeline.write_text("".join(line for line in lines if "- src/runengine/" not in line), encoding="utf-8")
 
 
+SSHD = Path("/usr/sbin/sshd")
+
+
+@contextlib.contextmanager
+def serve_ssh(folder: Path, *settings: str) -> Iterator[int]:
+    """An sshd on loopback, at this port; it lets in who has `folder/key`, and nobody who has `folder/other`."""
+    for name in ("host", "key", "other"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name, cwd=folder)
+    shutil.copy(folder / "key.pub", folder / "authorized_keys")
+    port = free_port()
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        "PidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
+        + "".join(f"{setting}\n" for setting in settings),
+        encoding="utf-8",
+    )
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where it locks its children in
+    server = subprocess.Popen([SSHD, "-D", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CHOICES, PROJECT, Answer, Bake, commit, run
+from conftest import CHOICES, PROJECT, SSHD, Answer, Bake, commit, run, serve_ssh
 
 pytestmark = pytest.mark.slow
 
-SSHD = Path("/usr/sbin/sshd")
 SHORT = "trainer=cpu trainer.max_epochs=2 trainer.limit_train_batches=3"
 PERSON = {f"GIT_{who}_{what}": "x@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 WEIGHTS = """
@@ -311,24 +310,8 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
     if not SSHD.exists():
         pytest.skip("sshd is not here (openssh-server)")
     folder = tmp_path_factory.mktemp("ssh")
-    for name in ("host", "key", "other"):
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name, cwd=folder)
-    shutil.copy(folder / "key.pub", folder / "authorized_keys")
-    port = free_port()
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
-        "PidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
-        "Subsystem sftp internal-sftp\n"
-    )
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where it locks its children in
-    server = subprocess.Popen([SSHD, "-D", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port)
+    with serve_ssh(folder, "Subsystem sftp internal-sftp") as port:
         yield port, folder
-    finally:
-        server.terminate()
-        server.wait()
 
 
 Remote = Callable[[str], Pipeline]

@@ -10,18 +10,17 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import NO_CLUSTER, ROOT, Answer, run
+from conftest import NO_CLUSTER, ROOT, Answer, free_port, run
+from test_slurm import until
 
 pytestmark = pytest.mark.slow
 
@@ -94,20 +93,6 @@ class Place:
 
 def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is started in the background inherits "ignore"
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    for _ in range(int(seconds / 0.1)):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def kubectl(config: Path, *words: str) -> str:

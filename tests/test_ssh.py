@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import link_environment, run
-from test_kubernetes import TRACKED, WEIGHTS, free_port, interruptible, until
+from conftest import SSHD, free_port, link_environment, run, serve_ssh
+from test_kubernetes import TRACKED, WEIGHTS, interruptible
+from test_slurm import until
 
 pytestmark = pytest.mark.slow
 
-SSHD = Path("/usr/sbin/sshd")
 USER = "gpu-box"
 LONG = ("trainer=cpu", "trainer.max_epochs=40", "checkpoint.every_n_steps=3")
 QUICK = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
@@ -62,11 +61,6 @@ class Place:
         return (self.here / folder / "history.csv").read_text(), weights
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def box() -> Iterator[tuple[Path, Path]]:
     """The home of the user of another machine, and the program that reaches it as `box`."""
@@ -77,38 +71,26 @@ def box() -> Iterator[tuple[Path, Path]]:
     account = ("--home-dir", folder / "home", "--shell", "/bin/bash", "--password", "*")  # without one it is locked
     run("useradd", "--non-unique", "--uid", "0", *account, USER, cwd=folder)
     (folder / "home").mkdir()
-    for name in ("host", "key", "other"):
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name, cwd=folder)
-    shutil.copy(folder / "key.pub", folder / "authorized_keys")
-    port = free_port()
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
-        "PidFile none\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
-        "SetEnv OMP_NUM_THREADS=1\n",  # as here: other sums would be rounded otherwise
-        encoding="utf-8",
-    )
-    known = f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}"
-    (folder / "known_hosts").write_text(known, encoding="utf-8")
-    same = f"Hostname 127.0.0.1\nUser {USER}\nIdentitiesOnly yes\n"
-    (folder / "config").write_text(
-        f"Host box\nPort {port}\nIdentityFile {folder}/key\nUserKnownHostsFile {folder}/known_hosts\n{same}"
-        f"Host locked\nPort {port}\nIdentityFile {folder}/other\nUserKnownHostsFile {folder}/known_hosts\n{same}"
-        f"Host stranger\nPort {port}\nIdentityFile {folder}/key\nUserKnownHostsFile /dev/null\n{same}"
-        f"Host off\nPort {free_port()}\nIdentityFile {folder}/key\n{same}",
-        encoding="utf-8",
-    )
-    tools = folder / "tools"
-    tools.mkdir()
-    (tools / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n', encoding="utf-8")
-    (tools / "ssh").chmod(0o755)
-    Path("/run/sshd").mkdir(exist_ok=True)
-    server = subprocess.Popen([SSHD, "-D", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
     try:
-        until(lambda: listens(port), "the start of sshd")
-        yield folder / "home", tools
+        # as here: sums would be rounded otherwise
+        with serve_ssh(folder, "PermitRootLogin yes", "SetEnv OMP_NUM_THREADS=1") as port:
+            known, same = folder / "known_hosts", f"Port {port}\nHostname 127.0.0.1\nUser {USER}\nIdentitiesOnly yes\n"
+            known.write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}", encoding="utf-8")
+            (folder / "config").write_text(
+                f"Host off\nPort {free_port()}\n"  # the first that ssh reads is the one that holds
+                f"Host box off\nIdentityFile {folder}/key\nUserKnownHostsFile {known}\n{same}"
+                f"Host locked\nIdentityFile {folder}/other\nUserKnownHostsFile {known}\n{same}"
+                f"Host stranger\nIdentityFile {folder}/key\nUserKnownHostsFile /dev/null\n{same}",
+                encoding="utf-8",
+            )
+            tools = folder / "tools"
+            tools.mkdir()
+            (tools / "ssh").write_text(
+                f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n', encoding="utf-8"
+            )
+            (tools / "ssh").chmod(0o755)
+            yield folder / "home", tools
     finally:
-        server.kill()
-        server.wait()
         run("userdel", "--force", USER, cwd=Path("/"), expect=None)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -136,7 +136,7 @@ def describe(config: DictConfig, folder: Path, overrides: Sequence[str]) -> Job:
 
 
 def later_or_server(job: Job) -> dict[str, str]:
-    """Variables: the server of MLflow, or that it is not reached from there and is told here."""
+    """Variables: the server of MLflow; where none is reached from there, that the run is sent from here."""
     uri = str(job.settings["tracking_uri"] or "")
     return {"MLFLOW_TRACKING_URI": uri} if uri.startswith("http") else {SENDS_LATER: "1"}
 

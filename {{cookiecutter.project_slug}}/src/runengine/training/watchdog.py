@@ -52,7 +52,7 @@ class Watchdog(Callback):
 
     Args:
         run: in whose folder the stacks are written, one file for each process.
-        history: knows the tracker, which is told.
+        history: knows the tracker, which records how the run has ended.
         ask_for_resume: tells whoever started this run, and says how.
         minutes: so long at least nothing has to happen; None for never.
         times: and so many times as long as this part of the loop usually takes, by the median.
