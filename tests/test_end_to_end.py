@@ -240,6 +240,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "help",
         "hooks",
         "image",
+        "jobs",
         "lock",
         "lock-fresh",
         "mlflow",
