@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -303,3 +304,52 @@ def test_what_is_edited_while_jobs_wait_is_not_what_runs(project: Path, python: 
             file.write_text(text)
     assert process.returncode == 0, printed
     assert "lr: 0.003" in (folder / "001/config.yaml").read_text()
+
+
+def test_a_run_without_srun_is_preempted_and_goes_on(
+    project: Path, python: Path, cluster: dict[str, str], straight: str
+) -> None:
+    alone = ("launch.use_srun=false", "tracking=off", "+launch.extra.nodelist=n1")
+    process, folder = start_sweep(project, python, cluster, *LONG, *alone)
+    until(trained(folder / "000"), "the third epoch")
+    preempt(project, cluster)
+    printed = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, printed
+    assert "srun" not in next(folder.glob("slurm/*.sh")).read_text().partition("# command")[2]
+    assert num_starts(folder / "000") == 2
+    assert (folder / "000/history.csv").read_text() == straight
+
+
+# the products of a node that has gone bad: what the doctor multiplies there is wrong
+BAD_NODE = """
+import sys
+if "runengine.machine.collect_env" in sys.orig_argv:
+    import torch
+    product = torch.mm
+    torch.mm = lambda left, right, out: product(left, right, out=out).mul_(2)
+"""
+
+
+def test_a_bad_node_is_left_out(
+    project: Path, python: Path, cluster: dict[str, str], straight: str, tmp_path: Path
+) -> None:
+    """By the job that was requeued there: it trains to its end on another one."""
+    (tmp_path / "sitecustomize.py").write_text(BAD_NODE)
+    script = tmp_path / "job.sh"
+    script.write_text(
+        "#!/bin/bash\n"
+        f'[ "$SLURMD_NODENAME" != n1 ] || export PYTHONPATH={tmp_path}\n'
+        f"srun {python} -m my_project.train run_dir={tmp_path / 'run'} tracking=off {' '.join(LONG)}\n"
+    )
+    anywhere = [option for option in ONE_TASK if "nodelist" not in option]
+    job = sbatch(
+        project, cluster, *anywhere, "--requeue", "--open-mode=append", f"--output={tmp_path / 'log'}", str(script)
+    )
+    until(trained(tmp_path / "run"), "the third epoch")
+    run("scontrol", "requeue", job, cwd=project, env=cluster)
+    finish(job, cluster)
+    log = (tmp_path / "log").read_text()
+    said = rf"^warning: node n1 is left out, job {job} goes to another one: arithmetic: cpu fp32 is wrong: "
+    assert re.search(said, log, re.MULTILINE), log
+    assert " ExcNodeList=n1 " in run("scontrol", "show", "job", "-o", job, cwd=project, env=cluster).output
+    assert (tmp_path / "run/history.csv").read_text() == straight

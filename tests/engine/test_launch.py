@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import pytest
 from ml_project.train import train
 from omegaconf import DictConfig
 from runengine import Run, UserError, compose
-from runengine.launch.job import Job, Seen, describe, refuse_incomplete
+from runengine.launch.azureml import AzureML, command_job
+from runengine.launch.job import Job, Seen, copy_project, describe, refuse_incomplete, result_in, shell
 from runengine.launch.kubernetes import Kubernetes, _seen, objects
+from runengine.launch.sky import Sky, _answer, task
+from runengine.launch.slurm_host import SlurmHost
 from runengine.launch.ssh import Ssh
+from runengine.settings import project
 from runengine.settings.check import check
 from runengine.settings.process import SENDS_LATER
 from runengine.tracking.sync import sync
@@ -116,6 +122,8 @@ def test_the_number_of_a_process(
     (["launch=kubernetes", "launch.image=me/project:1", "launch.volume=runs"],
      "launch.image must end with the digest of an image, as registry.example.com/me/project@sha256:..., got "
      "me/project:1. To build one, and see its digest: make image PUSH=registry.example.com/me/project"),
+    (["launch=slurm", "launch.dry_run=true"],
+     "launch.dry_run needs launch.host with launch=slurm: jobs of the Slurm here are made by submitit."),
 ])  # fmt: skip
 def test_what_is_missing_is_said_before_anything_is_written(typed: list[str], sentence: str) -> None:
     with pytest.raises(UserError) as error:
@@ -241,3 +249,223 @@ def test_any_variable_may_be_added(typed: str) -> None:
     check(compose("train", all_typed), "train", all_typed)
     with pytest.raises(UserError, match=re.escape("+launch.other adds a setting that nothing reads")):
         check(compose("train", [*all_typed, "+launch.other=1"]), "train", [*all_typed, "+launch.other=1"])
+
+
+def sky_task(*typed: str) -> dict[str, Any]:
+    cfg = compose("train", ["launch=sky", "launch.volume=runs", "launch.gpu_type=A100", *typed])
+    return task(describe(cfg, FOLDER, ["seed=7", f"run_dir={FOLDER}"]), Path("runs/x/launch/project"))
+
+
+def test_a_task_of_skypilot_is_recovered_where_a_run_asks_for_that() -> None:
+    made = sky_task("trainer=gpu", "launch.spot=true", "launch.infra=aws")
+    assert made["resources"] == {
+        "infra": "aws", "accelerators": {"A100": 1}, "cpus": "4+", "memory": "16+", "use_spot": True,
+        "job_recovery": {"max_restarts_on_errors": 3, "recover_on_exit_codes": [75]},
+    }  # fmt: skip
+    assert (made["workdir"], made["volumes"]) == ("runs/x/launch/project", {"/mnt/project": "runs"})
+    assert f"python -m {train.home.module} seed=7 run_dir={FOLDER}; STATUS=$?\n" in made["run"]
+    assert "accelerators" not in sky_task("trainer=cpu")["resources"]
+
+
+def test_where_skypilot_keeps_the_runs() -> None:
+    bucket = sky_task("launch.volume=s3://lab/project")
+    assert bucket["file_mounts"] == {"/mnt/project": {"source": "s3://lab/project", "mode": "MOUNT_CACHED"}}
+    folder = sky_task("launch.volume=/shared/project")
+    assert not {"volumes", "file_mounts"} & folder.keys()
+    assert "ln -s /shared/project/runs runs" in folder["run"]
+
+
+def test_the_nodes_of_a_task_find_each_other() -> None:
+    made = sky_task("trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2")
+    assert (made["num_nodes"], made["resources"]["accelerators"]) == (2, {"A100": 2})
+    assert "export NODE_RANK=$SKYPILOT_NODE_RANK MASTER_ADDR=$(" in made["run"]
+    assert "export LOCAL_WORLD_SIZE=2\n" in made["run"]
+    assert "NODE_RANK" not in sky_task()["run"]
+
+
+def test_a_secret_is_in_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "very secret")
+    made = sky_task("launch.secrets=[PASSWORD]")
+    assert made["secrets"] == {"PASSWORD": None}
+    assert "very secret" not in json.dumps(made)
+
+
+def sky_says(status: str, log: str = "", **more: Any) -> Seen:
+    records = [
+        {"job_id": number, "job_name": "x", "status": each, "job_duration": 7.0, "failure_reason": None, **more}
+        for number, each in ((3, status), (2, "FAILED"))  # it was submitted before
+    ]
+
+    class Answers(Sky):
+        def _jobs(self) -> list[dict[str, Any]]:
+            return records
+
+        def log(self, name: str, num_lines: int) -> str:
+            return log
+
+    return Answers({}).look(["x"])["x"]
+
+
+def test_the_answers_of_skypilot_are_read() -> None:
+    assert sky_says("STARTING") == Seen("waiting", "a machine is being made")
+    assert sky_says("RECOVERING").state == "waiting"
+    assert sky_says("RUNNING") == Seen("running")
+    assert sky_says("CANCELLED").state == "gone"
+    log = '(x, pid=7) epoch 1\n(x, pid=7) result: {"val/loss": 0.5}\nJob finished (status: SUCCEEDED).\n'
+    assert sky_says("SUCCEEDED", log) == Seen("finished", "", 7.0, {"val/loss": 0.5})
+    assert sky_says("SUCCEEDED", "").result == {}
+    assert sky_says("FAILED", "(x, pid=7) error: there are no data. Run: make data\n").why == (
+        "there are no data. Run: make data"
+    )
+    assert sky_says("FAILED_SETUP", failure_reason="\x1b[31mmake setup\x1b[0m failed").why == "make setup failed"
+    assert sky_says("FAILED_NO_RESOURCE").why == "FAILED_NO_RESOURCE"
+    assert Sky({}).place == {}
+
+
+def azure_job(*typed: str) -> dict[str, Any]:
+    cfg = compose("train", ["launch=azureml", f"launch.image={IMAGE}", "launch.compute=gpu", *typed])
+    return command_job(describe(cfg, FOLDER, ["seed=7", f"run_dir={FOLDER}"]))
+
+
+def test_a_job_of_azure_starts_its_run_again_where_that_asks_for_it() -> None:
+    made = azure_job("+launch.env.A=a b")
+    assert made["compute"] == "azureml:gpu"
+    assert made["outputs"]["project"]["path"].endswith("/paths/ml_project")
+    assert made["command"].startswith("cd /app || exit 1\n")
+    assert (
+        f"while python -m {train.home.module} seed=7 run_dir={FOLDER}; STATUS=$?; [ $STATUS = 75 ]; do"
+        in (made["command"])
+    )
+    assert "export A='a b'\n" in made["command"]
+    assert "distribution" not in made
+    spot = azure_job("launch.compute=null", "launch.instance_type=Standard_NC24ads_A100_v4", "launch.spot=true")
+    assert (spot["queue_settings"], "compute" in spot) == ({"job_tier": "spot"}, False)
+
+
+def test_the_nodes_of_an_azure_job_start_their_own_processes() -> None:
+    made = azure_job("trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2")
+    assert made["distribution"] == {"type": "pytorch", "process_count_per_instance": 1}
+    assert made["resources"]["instance_count"] == 2
+    assert "unset LOCAL_RANK RANK WORLD_SIZE\n" in made["command"]
+    assert "export LOCAL_WORLD_SIZE=4\n" in made["command"]
+
+
+@pytest.mark.parametrize(("typed", "sentence"), [
+    (["launch.instance_type=Standard_NC6"], "launch=azureml needs either launch.compute, "),
+    (["launch.compute=null"], "launch=azureml needs either launch.compute, "),
+    (["launch.spot=true"], "launch.spot is for launch.instance_type: a cluster has its own tier. Leave it out."),
+])  # fmt: skip
+def test_where_azure_trains_is_said_once(typed: list[str], sentence: str) -> None:
+    cfg = compose("train", ["launch=azureml", f"launch.image={IMAGE}", "launch.compute=gpu", *typed])
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        AzureML({}).check([describe(cfg, FOLDER, [])])
+
+
+def azure_says(status: str, log: str = "") -> Seen:
+    answer = [
+        {"name": name, "status": each, "tags": {"runengine": "x"}, "creation_context": {"created_at": at}}
+        for name, each, at in (("lime_1", status, "2026-11-28T12:00"), ("lime_0", "Failed", "2026-11-28T11:00"))
+    ]
+    answer.append({"name": "other", "status": "Failed", "tags": {}, "creation_context": {"created_at": "2026"}})
+
+    class Answers(AzureML):
+        def _az(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.CompletedProcess(arguments, 0, json.dumps(answer), "")
+
+        def log(self, name: str, num_lines: int) -> str:
+            assert self.follow(name)[-1] == "--name=lime_1"  # the newest
+            return log
+
+    return Answers({}).look(["x"])["x"]
+
+
+def test_the_answers_of_azure_are_read() -> None:
+    assert azure_says("Queued") == Seen("waiting", "queued")
+    assert azure_says("Running") == Seen("running")
+    assert azure_says("Canceled").state == "gone"
+    assert azure_says("Completed", 'result: {"val/loss": 0.5}\n').result == {"val/loss": 0.5}
+    assert azure_says("Failed", "error: there are no data\n").why == "there are no data"
+    assert azure_says("Failed").why == "Azure says: Failed. Its page says more"
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("ends", "status"), [((0,), 0), ((1,), 1), ((75, 0), 0)])
+def test_what_a_shell_runs_where_nobody_sees_the_folder(
+    again: bool, ends: tuple[int, ...], status: int, tmp_path: Path
+) -> None:
+    """By bash, with a program that ends as a training does."""
+    program = (
+        "import os, pathlib, sys; runs = pathlib.Path('runs'); n = len(list(runs.iterdir())); "
+        f"(runs / str(n)).touch(); end = {ends}[n]; "
+        "end or pathlib.Path(os.environ['RUNENGINE_REPORT']).write_text('{\"val/loss\": 0.5}\\n'); sys.exit(end)"
+    )
+    cfg = compose("train", ["launch=azureml", f"launch.image={IMAGE}", "launch.compute=gpu"])
+    made = replace(describe(cfg, FOLDER, []), command=(sys.executable, "-c", program))
+    root = tmp_path / "project"
+    (root / "runs").mkdir(parents=True)
+    command = shell(made, str(tmp_path / "store"), again=again)
+    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
+    expected = ends[0] if not again else status
+    assert done.returncode == expected, done.stderr
+    assert result_in(done.stdout) == ({"val/loss": 0.5} if expected == 0 else {})
+    assert len(list((tmp_path / "store/runs").iterdir())) == (len(ends) if again else 1)
+
+
+def test_the_project_goes_along_without_what_is_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    package = root / "src/mine"
+    for name in ("src/mine/data/x.py", "data/raw.csv", "runs/a/config.yaml", ".env", ".venv/x", ".dvc/cache/x",
+                 ".dvc/config", "mlflow.db", "src/mine/__pycache__/x.pyc", "Makefile"):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x", encoding="utf-8")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(project, "current", lambda: project.Project("mine", package))
+    copy_project(tmp_path / "copy")
+    copied = {
+        each.relative_to(tmp_path / "copy").as_posix() for each in (tmp_path / "copy").rglob("*") if each.is_file()
+    }
+    assert copied == {"src/mine/data/x.py", ".dvc/config", "Makefile", "src/copy_of.json"}
+
+
+def cluster_script(tmp_path: Path, *typed: str) -> str:
+    cfg = compose("train", ["launch=slurm", "launch.host=login", "launch.partition=gpu", *typed])
+    made = describe(cfg, FOLDER, ["seed=7", f"run_dir={FOLDER}"])
+    assert SlurmHost({"host": "login"}).write(made, tmp_path) == (
+        f"for run in {tmp_path.as_posix()}/*.sh; do ssh login sbatch <$run; done"
+    )
+    subprocess.run(["bash", "-n", tmp_path / "007.sh"], check=True)
+    return (tmp_path / "007.sh").read_text()
+
+
+def test_what_is_submitted_to_a_cluster_from_outside(tmp_path: Path) -> None:
+    script = cluster_script(
+        tmp_path, "trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2", "+launch.extra.nodelist='n1,n2'"
+    )
+    for option in ("partition=gpu", "time=60", "nodes=2", "ntasks-per-node=2", "gpus-per-node=2", "mem=16G",
+                   "cpus-per-task=4", "signal=USR1@120", "requeue", "nodelist=n1,n2", "open-mode=append"):  # fmt: skip
+        assert f"#SBATCH --{option}\n" in script
+    assert f"srun python -m {train.home.module} seed=7 run_dir={FOLDER}; STATUS=$?\n" in script
+    alone = cluster_script(tmp_path, "trainer=cpu", "launch.use_srun=false")
+    assert "#SBATCH --signal=B:USR1@120\n" in alone
+    assert not {"srun", "gpus-per-node"} & set(re.findall(r"^srun|gpus-per-node", alone, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("state", "seen"), [
+    ("PENDING|Resources", Seen("waiting", "Resources")),
+    ("PENDING|None", Seen("waiting")),
+    ("RUNNING|None", Seen("running")),
+    ("0", Seen("finished", seconds=7)),
+    ("75", Seen("gone", seconds=7)),
+    ("lost", Seen("failed", "Slurm has ended it: it was cancelled, or its node was lost")),
+])  # fmt: skip
+def test_the_answers_of_a_cluster_far_away_are_read(state: str, seen: Seen) -> None:
+    assert SlurmHost({"host": "login"})._seen("x", state, 7.0) == seen
+
+
+def test_what_skypilot_says_before_its_answer_is_no_part_of_it() -> None:
+    said = "\x1b[2mFailed to connect. Starting a local server.\x1b[0m\n" + json.dumps([{"job_id": 1}], indent=2)
+    assert _answer(subprocess.CompletedProcess([], 0, said, "")) == [{"job_id": 1}]
+    with pytest.raises(UserError, match=r"^SkyPilot does not answer: half an ans\. Try: sky api info$"):
+        _answer(subprocess.CompletedProcess([], 0, "half an ans", ""))

@@ -219,6 +219,23 @@ def children_run(module: str, *arguments: str) -> Iterator[None]:
         vars(launcher).update(before)
 
 
+def submit_without_srun(warn_s: int) -> None:
+    """Let submitit's jobs be the batch script's own process: its launcher for Hydra has no setting for that.
+
+    A signal reaches that process where the shell is replaced by it, and Slurm is asked to signal it (`B:`).
+    """
+    from submitit.slurm import slurm
+
+    def text(executor: Any, command: str, uid: str) -> str:
+        parameters = {**executor.parameters, "use_srun": False}
+        added = {"signal": f"B:{slurm.SlurmJobEnvironment.USR_SIG}@{warn_s}"}
+        parameters["additional_parameters"] = {**(parameters.get("additional_parameters") or {}), **added}
+        return str(slurm._make_sbatch_string(command=f"exec {command}", folder=executor.folder, **parameters))
+
+    executors: Any = slurm.SlurmExecutor
+    executors._make_submission_file_text = text
+
+
 def ask_for_jobs_by(command: Sequence[str], *, at_most_every_s: int) -> None:
     """Let submitit ask for its jobs by this command, which prints the numbers of those that are not over.
 

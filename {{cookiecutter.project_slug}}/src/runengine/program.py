@@ -144,6 +144,7 @@ class Program:
             return
         in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
         slurm.requeue_while_starting()
+        slurm.leave_bad_node()
         with one_run(cfg.run_dir, overrides) if in_a_sweep else friendly_errors():
             check(cfg, self.home.script, overrides)
             self.start(cfg, overrides)

@@ -21,14 +21,24 @@ from ..runs.run import Run
 from ..settings.config import as_plain
 from ..settings.errors import UserError
 from ..settings.files import atomic_write
+from .azureml import AzureML
 from .job import Engine, Job, Seen, describe
 from .kubernetes import Kubernetes
+from .sky import Sky
+from .slurm_host import SlurmHost
 from .ssh import Ssh
 
 POLL_S = (1.0, 15.0)  # from one look to the next: at the beginning, and at the most
 LOG_LINES = 2000  # kept of a job that has failed
-ENGINES: dict[str, Callable[[dict[str, Any]], Engine]] = {"kubernetes": Kubernetes, "ssh": Ssh}
+ENGINES: dict[str, Callable[[dict[str, Any]], Engine]] = {
+    "azureml": AzureML, "kubernetes": Kubernetes, "sky": Sky, "slurm": SlurmHost, "ssh": Ssh
+}  # fmt: skip
 ACTIVE = ("waiting", "running")
+
+
+def engine_of(config: DictConfig) -> str:
+    """The name of the engine that starts the runs somewhere else; empty if they are started here."""
+    return str(config.launch.get("engine") or ("slurm" if config.launch.get("host") else ""))
 
 
 class Elsewhere:
@@ -42,7 +52,7 @@ class Elsewhere:
     def __init__(self, config: DictConfig, sweep: Run) -> None:
         self.config = config
         self.sweep = sweep
-        self.engine: Engine = ENGINES[config.launch.engine](as_plain(config.launch))
+        self.engine: Engine = ENGINES[engine_of(config)](as_plain(config.launch))
         self.seen: dict[str, Seen] = {}
         self.silent = False  # the engine, when it was asked last
         self.follows: list[str] = []
@@ -137,14 +147,14 @@ class Elsewhere:
                 atomic_write(run.error, f"{seen.why or 'the engine does not say why'}.\n")
         elif seen.state == "finished" and not run.metrics.exists() and seen.result:
             atomic_write(run.metrics, json.dumps(seen.result, indent=2) + "\n")
-            print(f"its folder is where {job.name} wrote it, and not here: docs/kubernetes.md says how to get it")
+            print(f"its folder is where {job.name} wrote it, and not here: docs/{self.engine.page} says how to get it")
 
     def _write(self, job: Job) -> str:
         """What it says, for whoever looks; returns the command that submits all."""
         self.sweep.launch.mkdir(exist_ok=True)
         file = self.sweep.launch_record
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"jobs": []}
-        record |= {"settings": {"engine": self.config.launch.engine, **self.engine.place}}
+        record |= {"settings": {"engine": self.engine.name, **self.engine.place}}
         record["jobs"] = list(dict.fromkeys([*record["jobs"], job.name]))
         atomic_write(file, json.dumps(record, indent=2) + "\n")
         return self.engine.write(job, self.sweep.launch)

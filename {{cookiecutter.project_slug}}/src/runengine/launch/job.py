@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from ..runs import provenance
+from ..runs.run import REPORT
 from ..settings import project
 from ..settings.config import as_plain
-from ..settings.errors import UserError
+from ..settings.errors import RESUME_ME, UserError
+from ..settings.files import atomic_write
 from ..settings.process import SENDS_LATER
 
 State = Literal["waiting", "running", "finished", "failed", "gone"]
 DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
+ROOT = "/app"  # of the project, in the image that `make image` builds
+RESULT = "result: "  # before the content of metrics.json, in what a job prints
+# what belongs to this machine, or is no part of the project
+NOT_SENT = (
+    "/.conda", "/.dvc/cache", "/.dvc/tmp", "/.env", "/.git", "/.jobs", "/.rerun", "/.venv", "/data", "/mlflow.db*",
+    "/mlruns", "/runs", "__pycache__", ".*_cache",
+)  # fmt: skip
 MASTER_PORT = 29500  # PyTorch's own default; the first node listens there
 
 
@@ -71,6 +86,7 @@ class Engine(Protocol):
     """Starts jobs somewhere else."""
 
     name: str
+    page: str  # of docs/: how to get a run's folder, and what else there is to know
     place: dict[str, Any]  # of its settings those that say where
 
     def reach(self) -> None:
@@ -141,6 +157,70 @@ def later_or_server(job: Job) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": uri} if uri.startswith("http") else {SENDS_LATER: "1"}
 
 
+def shell(job: Job, store: str, *, again: bool) -> str:
+    """What trains it, typed in the project's root on a machine whose disk is lost with it.
+
+    Args:
+        job: its result is printed, see `result_in`.
+        store: a folder that stays, with `runs` and `data`.
+        again: whether it is started again where it asks for that; otherwise the engine does so.
+    """
+    variables = {
+        **job.ranks, **later_or_server(job), "PYTHONUNBUFFERED": "1", REPORT: "report.json", **job.settings["env"]
+    }  # fmt: skip
+    train = f"{shlex.join(job.command)}; STATUS=$?"
+    lines = [
+        f"mkdir -p {store}/runs {store}/data && rm -rf runs data report.json || exit 1",
+        f"ln -s {store}/runs runs && ln -s {store}/data data || exit 1",
+        *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f"while {train}; [ $STATUS = {RESUME_ME} ]; do sleep 1; done" if again else train,
+        f"test ! -s report.json || echo \"{RESULT}$(tr -d '\\n' <report.json)\"",
+        "exit $STATUS",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_yaml(*forms: Mapping[str, Any]) -> str:
+    """Documents of one file; text of several lines as such, so that a person can read a command."""
+
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
+
+    def text(to: Any, value: str) -> Any:
+        return to.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    dumper.add_representer(str, text)
+    written: str = yaml.dump_all(forms, Dumper=dumper, sort_keys=False, width=1000)
+    return written
+
+
+def result_in(log: str) -> dict[str, float]:
+    """What `shell` has printed of the run's result; empty if that is not there."""
+    with suppress(ValueError, IndexError):
+        return dict(json.loads(log.rpartition(RESULT)[2].splitlines()[0]))
+    return {}
+
+
+def error_in(log: str) -> str:
+    """The last sentence that says what is wrong; engines put names in front of a line."""
+    said: list[str] = re.findall(r"(?:^|\) )error: (.*)$", log, re.MULTILINE)
+    return said[-1] if said else ""
+
+
+def copy_project(folder: Path) -> None:
+    """What another machine needs to make the environment and to train, as it is now; data are not in it."""
+    top = {pattern.removeprefix("/") for pattern in NOT_SENT if pattern.startswith("/")}
+    nested = [pattern for pattern in NOT_SENT if not pattern.startswith("/")]
+
+    def leave_out(place: str, names: list[str]) -> set[str]:
+        here = [*nested, *(Path(each).name for each in top if Path(each).parent == Path(place))]
+        return shutil.ignore_patterns(*here)(place, names)
+
+    shutil.copytree(".", folder, ignore=leave_out)
+    sources = folder / project.current().folder.parent.relative_to(Path.cwd())
+    provenance.write_diff(sources)
+    atomic_write(sources / project.COPY_OF.name, json.dumps(provenance.git_state()) + "\n")
+
+
 def refuse_incomplete(launch: DictConfig) -> None:
     """What has no default, or a value that no engine takes; before anything is written.
 
@@ -151,6 +231,10 @@ def refuse_incomplete(launch: DictConfig) -> None:
         raise UserError(
             f"launch={launch.engine} needs {' and '.join(missing)}: what they are stands in "
             f"src/{project.ENGINE}/conf/launch/{launch.engine}.yaml."
+        )
+    if launch.get("dry_run") and launch.get("host", "") is None:
+        raise UserError(
+            "launch.dry_run needs launch.host with launch=slurm: jobs of the Slurm here are made by submitit."
         )
     if "image" in launch:
         _refuse_without_digest(launch.image)

@@ -17,15 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ..runs.run import REPORT
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.files import atomic_write
-from .job import Job, Seen, later_or_server
+from .job import ROOT, Job, Seen, as_yaml, error_in, later_or_server
 
-ROOT = "/app"  # of the project, in the image that `make image` builds
 CONTAINER = "train"
 LABEL = "runengine/project"
 USER = 1000  # of the image
@@ -45,6 +42,7 @@ class Kubernetes:
     """
 
     name = "kubernetes"
+    page = "kubernetes.md"
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.place = {name: settings.get(name) for name in ("context", "namespace")}
@@ -79,8 +77,7 @@ class Kubernetes:
             self._create(job, "--dry-run=server")
 
     def write(self, job: Job, folder: Path) -> str:
-        text = "---\n".join(OmegaConf.to_yaml(each) for each in objects(job))
-        atomic_write(folder / f"{job.folder.name}.yaml", text)
+        atomic_write(folder / f"{job.folder.name}.yaml", as_yaml(*objects(job)))
         return " ".join([*self.command, "apply", "-f", folder.as_posix()])
 
     def submit(self, job: Job) -> None:
@@ -321,8 +318,7 @@ def _why_ended(pod: Object) -> str:
             continue
         if ended.get("reason") == "OOMKilled":
             return "it took more memory than launch.memory_gb. Give it more, or make data.batch_size smaller"
-        said = re.findall(r"^error: (.*)$", ended.get("message", ""), re.MULTILINE)
-        return str(said[-1]) if said else f"its pod ended with exit status {ended['exitCode']}"
+        return error_in(ended.get("message", "")) or f"its pod ended with exit status {ended['exitCode']}"
     return str(pod["status"].get("message") or pod["status"].get("reason") or "")
 
 

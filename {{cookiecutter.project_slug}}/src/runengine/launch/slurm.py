@@ -8,7 +8,9 @@ What Slurm was seen to do, version 22.05, stands in the template's docs/decision
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -16,20 +18,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
 from omegaconf import DictConfig, open_dict
 
-from ..compat import ask_for_jobs_by
+from ..compat import ask_for_jobs_by, submit_without_srun
 from ..runs import provenance
 from ..runs.run import Run
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
-from ..settings.process import job_id
+from ..settings.process import job_id, restarts
 
 POLL_S = 5  # once a sweep's first job has failed; often enough for a person, seldom enough for a controller
+OF_A_NODE = ("PyTorch", "driver", "GPUs", "arithmetic")  # checks of the doctor
 WATCH_S = 30  # at the most, between two looks at the jobs of a sweep; submitit begins with 2
 
 
@@ -42,7 +45,7 @@ def requeue_on(signum: int) -> bool:
     wanted = signum in (signal.SIGUSR1, signal.SIGUSR2)
     if job_id() is None or not (wanted or signum == signal.SIGTERM):
         return False
-    job = dict(re.findall(r"(\S+?)=(\S*)", _ask("scontrol", "show", "job", "--oneliner", str(job_id())).stdout))
+    job = _job_record()
     if not job:  # Slurm does not answer: `requeue` will say so
         return wanted
     can = job["JobState"] == "RUNNING" and job["BatchFlag"] == "1" and job["Requeue"] == "1"
@@ -57,7 +60,7 @@ def requeue() -> None:
     """
     done = _ask("scontrol", "requeue", str(job_id()))
     if done.returncode > 0:  # below 0, the SIGTERM has ended scontrol, too
-        raise UserError(f"Slurm does not requeue job {job_id()}: {_last_line(done.stderr)}. Submit the run again.")
+        raise UserError(f"Slurm does not requeue job {job_id()}: {last_line(done.stderr)}. Submit the run again.")
 
 
 def requeue_while_starting() -> None:
@@ -71,6 +74,34 @@ def requeue_while_starting() -> None:
     if job_id() is not None:
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(signum, come_back)
+
+
+def leave_bad_node() -> None:
+    """In a job that was requeued: where this node does not compute as it should, take another one.
+
+    The first start is not looked at. Only what the node itself can be at fault for is: its driver, its GPUs, and
+    whether they compute; an environment that is not complete would be so on every other node.
+    """
+    if job_id() is None or not restarts() or os.environ.get("SLURM_LOCALID", "0") != "0":
+        return
+    done = _ask(sys.executable, "-m", project.ENGINE, "doctor", "--quick", "--json")
+    try:
+        found = json.loads(done.stdout)["checks"]
+    except (ValueError, KeyError):
+        return
+    faults = [each for each in found if each["state"] == "fail" and each["check"] in OF_A_NODE]
+    if not faults:
+        return
+    node, job = os.environ.get("SLURMD_NODENAME", platform.node()), str(job_id())
+    said = "; ".join(f"{each['check']}: {each['found']}" for each in faults)
+    print(f"warning: node {node} is left out, job {job} goes to another one: {said}", flush=True)
+    excluded = _job_record().get("ExcNodeList", "(null)")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm ends a job's processes before it may be changed
+    requeue()
+    nodes = node if excluded == "(null)" else f"{excluded},{node}"
+    if (changed := _ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}")).returncode:
+        print(f"warning: Slurm does not leave it out: {last_line(changed.stderr)}", flush=True)
+    sys.exit(RESUME_ME)
 
 
 def prepare(config: DictConfig, sweep: Run) -> None:
@@ -93,6 +124,13 @@ def prepare(config: DictConfig, sweep: Run) -> None:
         launcher.setup = [*launcher.setup, f"export PYTHONPATH={shlex.quote(str(code))}:$PYTHONPATH"]
         if config.trainer.accelerator == "cpu" or not launcher.gpus_per_node:
             launcher.gpus_per_node = None  # not --gpus-per-node=0, which a cluster without GPUs refuses
+    if not config.launch.use_srun:
+        if config.trainer.num_nodes * config.trainer.devices > 1:
+            raise UserError(
+                "without srun (launch.use_srun) one process is started, but trainer.devices and trainer.num_nodes want "
+                f"{config.trainer.num_nodes * config.trainer.devices}. Leave launch.use_srun out: srun starts them."
+            )
+        submit_without_srun(config.launch.warn_s)
     ask_for_jobs_by(_list_jobs(launcher.name), at_most_every_s=WATCH_S)
 
 
@@ -130,7 +168,7 @@ def refusal(error: BaseException) -> str | None:
     """The sentence for what the launcher raised, if it is that sbatch did not take the jobs."""
     cause = error.__cause__
     if isinstance(cause, subprocess.CalledProcessError) and cause.cmd[0] == "sbatch":
-        return f"Slurm does not take the jobs: {_last_line(cause.stderr)}. Change launch.*, see conf/launch/slurm.yaml."
+        return f"Slurm does not take the jobs: {last_line(cause.stderr)}. Change launch.*, see conf/launch/slurm.yaml."
     return None
 
 
@@ -141,16 +179,39 @@ def _check(partition: str | None) -> None:
             "launch=slurm needs Slurm, but there is no sbatch here. "
             "Run it on the cluster's login node, or use launch=local."
         )
-    done = _ask("sinfo", "--noheader", "--format=%R")
+    refuse_partition(partition, _ask)
+
+
+def refuse_partition(
+    partition: str | None, ask: Callable[..., subprocess.CompletedProcess[str]], where: str = "here"
+) -> None:
+    """One that the cluster does not have, or any if it does not answer.
+
+    Args:
+        partition: several are separated by commas.
+        ask: runs a command there.
+        where: what the user calls the machine.
+
+    Raises:
+        UserError: names those that there are.
+    """
+    done = ask("sinfo", "--noheader", "--format=%R")
+    if done.returncode == 127:
+        raise UserError(f"launch=slurm needs Slurm, but there is no sinfo on {where}. Choose the cluster's login node.")
     if done.returncode != 0:
         raise UserError(
-            f"launch=slurm needs Slurm, which does not answer: {_last_line(done.stderr)}. "
+            f"launch=slurm needs Slurm, which does not answer: {last_line(done.stderr)}. "
             "Try again when sinfo works, or use launch=local."
         )
     there = sorted(set(done.stdout.split()))
     for name in partition.split(",") if partition else []:
         if name not in there:
             raise UserError(f"launch.partition must be one of {', '.join(there)}, got {name}.")
+
+
+def _job_record() -> dict[str, str]:
+    """What Slurm knows of this job; empty if it does not answer."""
+    return dict(re.findall(r"(\S+?)=(\S*)", _ask("scontrol", "show", "job", "--oneliner", str(job_id())).stdout))
 
 
 def _list_jobs(job_name: str) -> list[str]:
@@ -165,6 +226,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """What a command of Slurm said last."""
     lines = text.strip().splitlines() or ["it does not say why"]
     return lines[-1].rpartition("error: ")[2].rstrip(".")

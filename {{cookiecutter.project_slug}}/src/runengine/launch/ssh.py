@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -20,16 +19,11 @@ from ..runs import provenance
 from ..settings import project
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.files import atomic_write
-from .job import Job, Seen, later_or_server
+from .job import NOT_SENT, Job, Seen, error_in, later_or_server
 
 JOBS = ".jobs"
 WAIT_S = 15  # for a machine that does not answer
 OPTIONS = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={WAIT_S}", "-o", "ServerAliveInterval=15"]
-# what belongs to this machine, or is no part of the project
-NOT_SENT = (
-    "/.conda", "/.dvc/cache", "/.dvc/tmp", "/.env", "/.git", "/.jobs", "/.rerun", "/.venv", "/data", "/mlflow.db*",
-    "/mlruns", "/runs", "__pycache__", ".*_cache",
-)  # fmt: skip
 SCRIPT = """\
 #!/bin/bash
 # Starts a run, and starts it again for as long as it asks for that: exit status {again}
@@ -65,6 +59,8 @@ class Ssh:
     """
 
     name = "ssh"
+    page = "remote.md"
+    looks = LOOK
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.place = {name: settings.get(name) for name in ("host", "folder")}
@@ -83,15 +79,18 @@ class Ssh:
             raise UserError(f"{self.host} has no {', '.join(missing)}. Install that there.")
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Bring code and data there, and make the environment, if there is none."""
         if jobs[0].nodes > 1:
             raise UserError("launch=ssh trains on one machine: trainer.num_nodes must be 1.")
+        self.bring_there(jobs[0])
+
+    def bring_there(self, job: Job) -> None:
+        """Code and data; and make the environment, if there is none."""
         self._rsync([f"--exclude={each}" for each in NOT_SENT], "./", f"{self.folder}/")
         with tempfile.TemporaryDirectory() as folder:
             code = Path(folder) / "code"
             provenance.copy_code(code, diff=True)
-            self._rsync([], f"{code}/", f"{self._code(jobs[0])}/")
-        if jobs[0].settings["data"] and Path("data").exists():
+            self._rsync([], f"{code}/", f"{self._code(job)}/")
+        if job.settings["data"] and Path("data").exists():
             self._rsync(["--delete"], "data/", f"{self.folder}/data/")
         ready = self._ssh(f"cd {self._quoted()} && make --no-print-directory ready")
         if ready.returncode:
@@ -117,7 +116,7 @@ class Ssh:
             raise UserError(self._explain(done.stderr))
 
     def look(self, names: Sequence[str]) -> dict[str, Seen]:
-        done = self._ssh(LOOK.format(names=" ".join(names), folder=self._quoted(), jobs=JOBS))
+        done = self._ssh(self.looks.format(names=" ".join(names), folder=self._quoted(), jobs=JOBS))
         if done.returncode:
             raise UserError(self._explain(done.stderr))
         found = {name: (state, float(seconds)) for name, state, seconds in map(str.split, done.stdout.splitlines())}
@@ -132,8 +131,7 @@ class Ssh:
             return Seen("gone", seconds=seconds)  # cancelled: it has saved
         if state == "lost":
             return Seen("failed", f"{self.host} was switched off, or has killed it")
-        said = re.findall(r"^error: (.*)$", self.log(name, 50), re.MULTILINE)
-        return Seen("failed", str(said[-1]) if said else f"it ended with exit status {state}", seconds)
+        return Seen("failed", error_in(self.log(name, 50)) or f"it ended with exit status {state}", seconds)
 
     def log(self, name: str, num_lines: int) -> str:
         return self._ssh(f"tail -n {num_lines} {self._quoted()}/{JOBS}/{name}.log").stdout
@@ -155,16 +153,19 @@ class Ssh:
         for name in names:
             self._ssh(f"cd {jobs} && touch {name}.stop && kill $(cat {name}.pid)")
 
-    def _script(self, job: Job) -> str:
+    def _environment(self, job: Job) -> str:
         environment = {
             **later_or_server(job),
             "PYTHONPATH": f"$HOME/{shlex.quote(str(self._code(job)))}:$PYTHONPATH",
             "PYTHONUNBUFFERED": "1",
         }
+        return " ".join(f"{name}={value}" for name, value in environment.items())
+
+    def _script(self, job: Job) -> str:
         return SCRIPT.format(
             again=RESUME_ME,
             folder=self._quoted(),
-            environment=" ".join(f"{name}={value}" for name, value in environment.items()),
+            environment=self._environment(job),
             command=shlex.join(job.command),
             here=f"{JOBS}/{job.name}",
         )

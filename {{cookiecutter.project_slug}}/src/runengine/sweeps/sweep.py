@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..compat import composing_once
 from ..launch import slurm
-from ..launch.elsewhere import Elsewhere, launched
+from ..launch.elsewhere import Elsewhere, engine_of, launched
 from ..runs import provenance
 from ..runs.lock import locked
 from ..runs.run import Run
@@ -142,7 +142,7 @@ def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, swe
     from hydra.core.plugins import Plugins
 
     config.hydra.sweep.dir = str(sweep.folder)
-    if config.launch.get("engine"):
+    if engine_of(config):
         return Elsewhere(config, sweep)
     if _slurm(config):
         slurm.prepare(config, sweep)
@@ -168,7 +168,8 @@ def _launch(launcher: Launcher | Elsewhere, config: DictConfig, batch: Sequence[
 
 
 def _slurm(config: DictConfig) -> bool:
-    return str(config.hydra.launcher._target_).endswith("SlurmLauncher")
+    """Are the runs jobs of the Slurm that is here?"""
+    return not engine_of(config) and str(config.hydra.launcher._target_).endswith("SlurmLauncher")
 
 
 @contextmanager
