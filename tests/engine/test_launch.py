@@ -24,6 +24,7 @@ from runengine.launch.kubernetes import Kubernetes, _seen, objects
 from runengine.launch.sky import Sky, _answer, task
 from runengine.launch.slurm_host import SlurmHost
 from runengine.launch.ssh import Ssh
+from runengine.runs.run import REPORT
 from runengine.settings import project
 from runengine.settings.check import check
 from runengine.settings.process import SENDS_LATER
@@ -198,6 +199,10 @@ def test_a_run_that_mlflow_does_not_reach_is_sent_by_whoever_has_its_folder(
         "status": "FINISHED",
         "why": "it was trained where MLflow is not reached",
     }
+    assert run.mlflow_id() is None
+    monkeypatch.setenv(REPORT, str(tmp_path / "report"))
+    run_training(f"run_dir={run.folder}")  # its machine was lost before anybody had heard that it had finished
+    assert (tmp_path / "report").read_text() == run.metrics.read_text()
     assert run.mlflow_id() is None
     monkeypatch.delenv(SENDS_LATER)
     assert sync([run]) == 0

@@ -108,12 +108,14 @@ class Program:
             return Run(root / run.folder)
         distributed.check(cfg.trainer.devices, cfg.trainer.num_nodes)
         run, cfg, finished = distributed.decide(lambda: _resolve(cfg, overrides))
+        asks = process.rank() == 0 and process.SENDS_LATER not in os.environ
         if finished:
             print(f"{run.folder} is finished. To train for longer: trainer.max_epochs={cfg.trainer.max_epochs * 2}")
-            if process.rank() == 0 and run.unsent.exists():  # it was killed after its last epoch
+            if process.rank() == 0:  # it was killed after its last epoch, or its machine was lost
+                run.report()
+            if asks and run.unsent.exists():
                 sync([run])
             return run
-        asks = process.rank() == 0 and process.SENDS_LATER not in os.environ
         access = Access(cfg.tracking.mlflow_uri if asks else None)  # asked while torch is imported
         import_torchmetrics()
         import pytorch_lightning as pl

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from .launch import slurm
 from .runs.open_run import open_run
-from .runs.run import REPORT, Run
+from .runs.run import Run
 from .settings import process, project
 from .settings.console import first_line, stay_silent
 from .settings.errors import INTERRUPTED, RESUME_ME, explain, is_lost_peer
@@ -226,10 +226,8 @@ class TrainingRun(Run):
 
     def _write_metrics(self) -> None:
         known = {"mlflow_run_id": run_id} if (run_id := self.mlflow_id()) else {}  # for `dvc exp show`
-        text = json.dumps({**self.rows.best(), **known}, indent=2) + "\n"
-        atomic_write(self.metrics, text)
-        if place := os.environ.get(REPORT):
-            Path(place).write_text(text, encoding="utf-8")
+        atomic_write(self.metrics, json.dumps({**self.rows.best(), **known}, indent=2) + "\n")
+        self.report()
 
     def _end(self, error: BaseException) -> None:
         """Record in the folder and in MLflow how an unfinished run has ended."""
