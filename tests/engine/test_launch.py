@@ -308,7 +308,10 @@ def sky_says(status: str, log: str = "", **more: Any) -> Seen:
         def log(self, name: str, num_lines: int) -> str:
             return log
 
-    return Answers({}).look(["x"])["x"]
+    engine = Answers({})
+    seen = engine.look(["x"])["x"]
+    assert engine.follow("x")[-1] == "3"  # the newest
+    return engine.complete("x", seen) if seen.state in ("finished", "failed") else seen
 
 
 def test_the_answers_of_skypilot_are_read() -> None:
@@ -381,7 +384,9 @@ def azure_says(status: str, log: str = "") -> Seen:
             assert self.follow(name)[-1] == "--name=lime_1"  # the newest
             return log
 
-    return Answers({}).look(["x"])["x"]
+    engine = Answers({})
+    seen = engine.look(["x"])["x"]
+    return engine.complete("x", seen) if seen.state in ("finished", "failed") else seen
 
 
 def test_the_answers_of_azure_are_read() -> None:
@@ -466,7 +471,7 @@ def test_what_is_submitted_to_a_cluster_from_outside(tmp_path: Path) -> None:
     ("lost", Seen("failed", "Slurm has ended it: it was cancelled, or its node was lost")),
 ])  # fmt: skip
 def test_the_answers_of_a_cluster_far_away_are_read(state: str, seen: Seen) -> None:
-    assert SlurmHost({"host": "login"})._seen("x", state, 7.0) == seen
+    assert SlurmHost({"host": "login"})._seen(state, 7.0) == seen
 
 
 def test_what_skypilot_says_before_its_answer_is_no_part_of_it() -> None:

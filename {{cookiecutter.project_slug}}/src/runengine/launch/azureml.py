@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,13 @@ class AzureML:
         for each in sorted(json.loads(done.stdout), key=lambda job: str(job["creation_context"]["created_at"])):
             newest[each.get("tags", {}).get(TAG, "")] = each
         self.jobs |= {name: job["name"] for name, job in newest.items()}
-        return {name: self._seen(name, newest[name]["status"]) if name in newest else Seen("gone") for name in names}
+        return {name: _seen(newest[name]["status"]) if name in newest else Seen("gone") for name in names}
+
+    def complete(self, name: str, seen: Seen) -> Seen:
+        said = self.log(name, LOG_LINES)
+        if seen.state == "failed":
+            return replace(seen, why=error_in(said) or seen.why)
+        return replace(seen, result=result_in(said))
 
     def log(self, name: str, num_lines: int) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -130,14 +137,6 @@ class AzureML:
     def cancel(self, names: Sequence[str]) -> None:
         for name in names:
             self._az("ml", "job", "cancel", f"--name={self.jobs.get(name, name)}", *self.options, "--output=none")
-
-    def _seen(self, name: str, status: str) -> Seen:
-        state = STATES.get(status, "running")
-        if state == "finished":
-            return Seen(state, result=result_in(self.log(name, LOG_LINES)))
-        if state == "failed":
-            return Seen(state, error_in(self.log(name, LOG_LINES)) or "Azure says: Failed. Its page says more")
-        return Seen(state, status.lower() if state == "waiting" else "")
 
     def _named_workspace(self) -> list[str]:
         """`az ml workspace` calls it by another name than `az ml job`."""
@@ -174,6 +173,12 @@ def command_job(job: Job) -> dict[str, Any]:
         "outputs": {"project": {"type": "uri_folder", "mode": "rw_mount", "path": store}},
         "command": f"cd {ROOT} || exit 1\n{alone}{shell(job, STORE, again=True)}",
     }
+
+
+def _seen(status: str) -> Seen:
+    state = STATES.get(status, "running")
+    why = {"waiting": status.lower(), "failed": "Azure says: Failed. Its page says more"}
+    return Seen(state, why.get(state, ""))
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

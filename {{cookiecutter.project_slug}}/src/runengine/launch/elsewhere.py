@@ -136,6 +136,8 @@ class Elsewhere:
     def _end(self, job: Job, seen: Seen) -> None:
         """Leave in the run's folder what it cannot have written itself, or has written where it is not seen."""
         self._end_following()
+        if seen.state in ("failed", "finished"):
+            seen = self.engine.complete(job.name, seen)
         self.engine.bring(job)
         run = Run(job.folder)
         run.folder.mkdir(exist_ok=True)

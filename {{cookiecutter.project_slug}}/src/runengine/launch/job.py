@@ -111,6 +111,9 @@ class Engine(Protocol):
     def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """How these jobs are."""
 
+    def complete(self, name: str, seen: Seen) -> Seen:
+        """Of a job that has ended, what `look` does not ask for: it takes a connection for each job."""
+
     def log(self, name: str, num_lines: int) -> str:
         """The last lines of what it has printed; empty if nothing is known."""
 

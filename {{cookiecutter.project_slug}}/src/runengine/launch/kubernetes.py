@@ -97,6 +97,9 @@ class Kubernetes:
         self.pods |= {name: pod for name in jobs if (pod := _pod_to_read(pods.get(name, [])))}
         return {name: _seen(jobs[name], pods.get(name, [])) if name in jobs else Seen("gone") for name in names}
 
+    def complete(self, name: str, seen: Seen) -> Seen:
+        return seen  # its pods say all of it
+
     def log(self, name: str, num_lines: int) -> str:
         return self._kubectl("logs", self.pods.get(name, f"job/{name}"), f"--tail={num_lines}").stdout
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Sky:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.place: dict[str, Any] = {}
         self.forms: dict[str, Path] = {}
+        self.ids: dict[str, str] = {}  # of the newest job of each name: by a name only those are found that run
 
     def reach(self) -> None:
         if shutil.which("sky") is None:
@@ -94,32 +96,27 @@ class Sky:
     def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """The newest of each name: a job that is submitted again is another one to SkyPilot."""
         known = {record["job_name"]: record for record in sorted(self._jobs(), key=lambda each: each["job_id"])}
-        return {name: self._seen(known[name]) if name in known else Seen("gone") for name in names}
+        self.ids = {name: str(record["job_id"]) for name, record in known.items()}
+        return {name: _seen(known[name]) if name in known else Seen("gone") for name in names}
+
+    def complete(self, name: str, seen: Seen) -> Seen:
+        said = self.log(name, LOG_LINES)
+        if seen.state == "failed":
+            return replace(seen, why=error_in(said) or seen.why)
+        return replace(seen, result=result_in(said))
 
     def log(self, name: str, num_lines: int) -> str:
-        return COLOURS.sub(
-            "", self._sky("jobs", "logs", "--no-follow", "--tail", str(num_lines), "--name", name).stdout
-        )
+        done = self._sky("jobs", "logs", "--no-follow", f"--tail={num_lines}", self.ids[name])
+        return COLOURS.sub("", done.stdout)
 
     def follow(self, name: str) -> list[str]:
-        return ["sky", "jobs", "logs", "--name", name]
+        return ["sky", "jobs", "logs", self.ids[name]]
 
     def bring(self, job: Job) -> None:
         """A volume is read by a machine that mounts it: docs/clouds.md."""
 
     def cancel(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._sky("jobs", "cancel", "--yes", "--name", name)
-
-    def _seen(self, record: dict[str, Any]) -> Seen:
-        status, seconds = record["status"], float(record["job_duration"] or 0)
-        state = STATES.get(status, "failed")
-        if state == "finished":
-            return Seen(state, seconds=seconds, result=result_in(self.log(record["job_name"], LOG_LINES)))
-        if state == "failed":
-            said = error_in(self.log(record["job_name"], LOG_LINES)) if status == "FAILED" else ""
-            return Seen(state, said or _one_line(record["failure_reason"] or status), seconds)
-        return Seen(state, WHY.get(status, ""))
+        self._sky("jobs", "cancel", "--yes", *(self.ids[name] for name in names))
 
     def _jobs(self) -> list[dict[str, Any]]:
         done = self._sky("jobs", "queue", "--all", "--output", "json")
@@ -175,6 +172,14 @@ def task(job: Job, project: Path) -> dict[str, Any]:
         "setup": "CI=true make setup\n",
         "run": f"{NO_SLURM}\n. scripts/activate.sh\n{rank}{shell(job, volume if shared else MOUNTED, again=False)}",
     }
+
+
+def _seen(record: dict[str, Any]) -> Seen:
+    status, seconds = record["status"], float(record["job_duration"] or 0)
+    state = STATES.get(status, "failed")
+    if state == "failed":
+        return Seen(state, _one_line(record["failure_reason"] or status), seconds)
+    return Seen(state, WHY.get(status, ""), seconds if state == "finished" else 0.0)
 
 
 def _answer(done: subprocess.CompletedProcess[str]) -> Any:

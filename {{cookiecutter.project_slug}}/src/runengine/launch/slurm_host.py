@@ -82,7 +82,7 @@ class SlurmHost(Ssh):
     def cancel(self, names: Sequence[str]) -> None:
         self._ssh(f"cd {self._quoted()}/{JOBS} && scancel $(cat {' '.join(f'{name}.id' for name in names)})")
 
-    def _seen(self, name: str, state: str, seconds: float) -> Seen:
+    def _seen(self, state: str, seconds: float) -> Seen:
         queued, _, why = state.partition("|")
         if queued in ("RUNNING", "COMPLETING"):
             return Seen("running")
@@ -90,7 +90,7 @@ class SlurmHost(Ssh):
             return Seen("waiting", why if why != "None" else "")
         if state == "lost":
             return Seen("failed", "Slurm has ended it: it was cancelled, or its node was lost")
-        return super()._seen(name, state, seconds)
+        return super()._seen(state, seconds)
 
     def _script(self, job: Job) -> str:
         settings, command = job.settings, shlex.join(job.command)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -120,9 +121,9 @@ class Ssh:
         if done.returncode:
             raise UserError(self._explain(done.stderr))
         found = {name: (state, float(seconds)) for name, state, seconds in map(str.split, done.stdout.splitlines())}
-        return {name: self._seen(name, *found[name]) if name in found else Seen("gone") for name in names}
+        return {name: self._seen(*found[name]) if name in found else Seen("gone") for name in names}
 
-    def _seen(self, name: str, state: str, seconds: float) -> Seen:
+    def _seen(self, state: str, seconds: float) -> Seen:
         if state == "running":
             return Seen("running")
         if state == "0":
@@ -131,7 +132,10 @@ class Ssh:
             return Seen("gone", seconds=seconds)  # cancelled: it has saved
         if state == "lost":
             return Seen("failed", f"{self.host} was switched off, or has killed it")
-        return Seen("failed", error_in(self.log(name, 50)) or f"it ended with exit status {state}", seconds)
+        return Seen("failed", f"it ended with exit status {state}", seconds)
+
+    def complete(self, name: str, seen: Seen) -> Seen:
+        return replace(seen, why=error_in(self.log(name, 50)) or seen.why) if seen.state == "failed" else seen
 
     def log(self, name: str, num_lines: int) -> str:
         return self._ssh(f"tail -n {num_lines} {self._quoted()}/{JOBS}/{name}.log").stdout
