@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import SSHD, free_port, link_environment, run, serve_ssh
 from test_kubernetes import TRACKED, WEIGHTS, interruptible
-from test_slurm import until
+from test_slurm import cluster, until
 
+__all__ = ["cluster"]  # the fixture
 pytestmark = pytest.mark.slow
 
 USER = "gpu-box"
@@ -67,9 +68,10 @@ def box() -> Iterator[tuple[Path, Path]]:
     if os.geteuid() != 0 or not (SSHD.exists() and shutil.which("rsync")):
         pytest.skip("another user needs root, and: apt-get install openssh-server rsync")
     folder = Path(tempfile.mkdtemp(prefix="box-"))
-    # the interpreter may lie in a folder that is root's: another name and home, but the same rights
+    # the interpreter may lie in a folder that is root's: another name and home, but the same rights; and the same
+    # group, without which Slurm takes a job's credential for a forged one
     account = ("--home-dir", folder / "home", "--shell", "/bin/bash", "--password", "*")  # without one it is locked
-    run("useradd", "--non-unique", "--uid", "0", *account, USER, cwd=folder)
+    run("useradd", "--non-unique", "--uid", "0", "--gid", "0", *account, USER, cwd=folder)
     (folder / "home").mkdir()
     try:
         # as here: sums would be rounded otherwise
@@ -133,8 +135,9 @@ def test_a_run_there_goes_on_without_this_machine_and_is_brought_back(place: Pla
     trains = subprocess.run(["pgrep", "-f", f"my_project.train .*{place.sweep()}"], capture_output=True, text=True)
     for pid in trains.stdout.split():  # killed there as well, by whatever it may be
         os.kill(int(pid), signal.SIGKILL)
-    printed = place.train(f"sweep_dir={place.sweep()}")
+    printed = place.make("resume")
     print(printed)
+    assert f"resuming sweep {place.sweep()}, whose runs were started somewhere else\n" in printed
     assert "resuming from" in place.log()
     assert "1 of 1 runs finished" in printed
     assert place.outcome(place.sweep() / "000") == place.outcome(Path("runs/straight"))
@@ -197,3 +200,48 @@ def test_what_would_be_started_is_shown_and_nothing_is(place: Place) -> None:
     )
     assert "cd $HOME/work/x" in (place.here / folder / "000.sh").read_text()
     assert json.loads((place.here / place.sweep() / "launch.json").read_text())["settings"]["host"] == "box"
+
+
+def test_a_cluster_is_reached_from_outside(place: Place, box: tuple[Path, Path], cluster: dict[str, str]) -> None:
+    """A run that is requeued while nobody looks, and a sweep of which one fails; both by sbatch on the login node."""
+    home, _ = box
+    profile = home / ".bashrc"
+    profile.write_text("".join(f"export {name}={cluster[name]}\n" for name in ("SLURM_CONF", "MASTER_ADDR")))
+    slurm = ("launch=slurm", "launch.host=box", "launch.cpus=1", "launch.memory_gb=2", "tracking=off")
+    try:
+        run(
+            "python",
+            "-m",
+            "my_project.train",
+            *LONG,
+            "tracking=off",
+            "run_dir=runs/straight",
+            cwd=place.here,
+            env=place.env,
+        )
+        process = place.start(*LONG, *slurm)
+        until(lambda: "epoch 5 of 40" in place.log(), "the fifth epoch there")
+        os.killpg(process.pid, signal.SIGKILL)  # the laptop is closed
+        process.communicate()
+        (job,) = run("squeue", "--noheader", "--format=%i", cwd=place.here, env=cluster).output.split()
+        run("scancel", "--signal=USR1", job, cwd=place.here, env=cluster)
+        until(lambda: "resuming from" in place.log(), "the job's return")
+        assert re.search(rf"my-project-\S+-000 +slurm +running +{place.sweep()}", place.make("jobs"))
+        printed = place.train(f"sweep_dir={place.sweep()}")
+        print(printed)
+        assert "1 of 1 runs finished" in printed
+        assert place.outcome(place.sweep() / "000") == place.outcome(Path("runs/straight"))
+
+        printed = place.train(*QUICK, *slurm, "optimizer.lr=0.001,1e38", expect=1)
+        print(printed)
+        assert "1 of 2 runs finished" in printed
+        assert re.search(r"error: run 001: train/loss is (nan|inf) at step \d: training stops here\.", printed)
+
+        printed = place.train(*QUICK, *slurm, "launch.partition=none", expect=1)
+        assert "error: launch.partition must be one of high, low, got none.\n" in printed
+        printed = place.train(*QUICK, *slurm, "+launch.extra.constraint=a100", expect=1)
+        assert re.search(r"error: Slurm does not take job \S+: Batch job submission failed: Invalid feature ", printed)
+    finally:
+        profile.unlink()
+    printed = place.train(*QUICK, *slurm, expect=1)
+    assert "error: launch=slurm needs Slurm, which does not answer: " in printed

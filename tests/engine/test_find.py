@@ -240,3 +240,19 @@ def test_what_is_deleted_is_deleted_in_mlflow_and_what_is_served_stays(
     assert known == {ids[0], ids[1], ids[3]}
     assert not [file for file in (workplace / "mlruns").rglob(f"{ids[2]}/*") if file.is_file()]
     assert [file for file in (workplace / "mlruns").rglob("best.ckpt") if str(ids[1]) in file.parts]
+
+
+def test_what_an_engine_has_is_resumed_as_the_sweep_that_it_is() -> None:
+    """`make resume`: the folder of a run that is trained somewhere else is not here, or has another owner."""
+    pretend(f"{stamp(1)}-0a1b2c", None, minutes=1)
+    assert with_folder("run_dir=unfinished") == "run_dir=unfinished"
+    done, open_ = (pretend(f"sweep-{stamp(2)}-0a1b2c/{name}", loss, minutes=2, sweep=True)
+                   for name, loss in (("000", 0.1), ("001", None)))  # fmt: skip
+    sweep = Run(done.folder.parent)
+    sweep.launch_record.write_text(json.dumps({"jobs": ["a", "b"]}))
+    assert with_folder("run_dir=unfinished") == f"sweep_dir={sweep.folder}"
+    open_.metrics.write_text("{}")
+    assert with_folder("run_dir=unfinished") == "run_dir=unfinished"  # the older run
+    open_.metrics.unlink()
+    pretend(f"{stamp(3)}-0a1b2c", None, minutes=3)
+    assert with_folder("run_dir=unfinished") == "run_dir=unfinished"  # the newest is one of this machine

@@ -21,7 +21,8 @@ from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
 from pages import Server
 from runengine import Run, UserError, compose, load_config
-from runengine.runs.resolve import UNFINISHED, resolve_run
+from runengine.runs.find import UNFINISHED
+from runengine.runs.resolve import resolve_run
 from runengine.settings import files
 from runengine.settings.config import fill_in_prepared
 from runengine.training import checkpoints, history

@@ -57,7 +57,8 @@ class AzureML:
                 "azure-cli, or use launch=local."
             )
         if (done := self._az("account", "get-access-token", "--output=none")).returncode:
-            raise UserError(f"Azure does not let you in: {_last_line(done)}. Log in: az login")
+            why = "nobody is logged in" if "az login" in done.stderr else _last_line(done)
+            raise UserError(f"Azure does not let you in: {why}. Log in: az login")
         if self._az("extension", "show", "--name=ml", "--output=none").returncode:
             raise UserError(
                 "launch=azureml needs az's extension ml, which is not here. Add it: az extension add --name ml"

@@ -9,9 +9,11 @@ from pathlib import Path
 from ..settings import project
 from ..settings.console import listed
 from ..settings.errors import UserError
+from ..settings.files import read_json
 from .run import RUNS, File, Run, load_config, read_numbers
 
 NEW_NAME = re.compile(r"(?:sweep-)?\d{8}-\d{6}\.\d{6}-(?:(?P<name>.+?)-)??(?:[0-9a-f]{6}|job\S+-[0-9a-f]{6})")
+UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be resumed
 TYPED = re.compile(r"(init_from|run_dir|sweep_dir)=(@\S+)")
 
 
@@ -103,6 +105,9 @@ def with_folder(argument: str) -> str:
     Raises:
         UserError: no run, or sweep, is called so.
     """
+    if argument == f"run_dir={UNFINISHED}" and (sweep := _unfinished_elsewhere()):
+        print(f"resuming sweep {sweep.folder}, whose runs were started somewhere else", flush=True)
+        return f"sweep_dir={sweep.folder.as_posix()}"
     found = TYPED.fullmatch(argument)
     if not found:
         return argument
@@ -114,6 +119,18 @@ def with_folder(argument: str) -> str:
     else:
         raise UserError(f"there is no sweep in {_where()}. To start one, leave sweep_dir out.")
     return f"{key}={run.folder.as_posix()}"
+
+
+def _unfinished_elsewhere() -> Run | None:
+    """The sweep whose runs an engine has, if no other run that is not finished was started after it."""
+    for run in reversed(having(Run.starts)):
+        sweep = run if run.is_sweep() else Run(run.folder.parent)
+        if sweep.launch_record.is_file():
+            if len(list(sweep.folder.glob(f"*/{Run.metrics.name}"))) < len(read_json(sweep.launch_record)["jobs"]):
+                return sweep
+        elif run.config.is_file() and not run.finished():
+            return None
+    return None
 
 
 def name_of(run: Run) -> str | None:

@@ -19,11 +19,10 @@ from ..settings.console import listed
 from ..settings.errors import UserError
 from ..settings.targets import refuse_strangers
 from . import provenance
-from .find import having
+from .find import UNFINISHED, having
 from .lock import owner
 from .run import RUNS, Run, load_config
 
-UNFINISHED = "unfinished"  # run_dir=unfinished: the newest run that can be resumed
 MAY_INCREASE = "trainer.max_epochs"  # a resumed run may train for longer
 # how a run is done, not what is trained: may change whenever it is resumed
 MUTABLE_ON_RESUME = RECORDED_ONLY | {"init_from", "monitor"}
