@@ -46,8 +46,8 @@ def az(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(project: Path, python: Path, env: dict[str, str], *settings: str, expect: int = 0) -> str:
-    command = (python, "-m", "my_project.train", "tracking=off", *settings)
-    return run(*command, cwd=project, env=env, expect=expect).output
+    command = ("-m", "my_project.train", "tracking=off", *settings)
+    return run(python, *command, cwd=project, env=env, expect=expect).output
 
 
 def form(project: Path, python: Path, env: dict[str, str], *settings: str) -> Path:

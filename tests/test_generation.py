@@ -18,7 +18,7 @@ FILES = """\
 .devcontainer/Dockerfile .devcontainer/devcontainer.json .dockerignore .dvc/.gitignore .dvc/config .dvcignore
 .env.example .gitattributes .gitignore .pre-commit-config.yaml .vscode/launch.json CITATION.cff Dockerfile LICENSE
 AGENTS.md Makefile README.md docs/another-task.md docs/api.md docs/bench.md docs/bring-your-own-data.md docs/conf.py
-docs/configuration.md docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md
+docs/configuration.md docs/clouds.md docs/containers.md docs/documentation.md docs/engine.md docs/experiment.md
 docs/from-lightning-hydra-template.md docs/index.md docs/kubernetes.md docs/metric.md docs/model-card.md
 docs/model.md docs/notebook.md
 docs/recipes.md docs/reference.py docs/remote.md docs/reproducibility.md docs/setting.md docs/slurm.md docs/sweep.md

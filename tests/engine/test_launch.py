@@ -24,6 +24,7 @@ from runengine.launch.kubernetes import Kubernetes, _seen, objects
 from runengine.launch.sky import Sky, _answer, task
 from runengine.launch.slurm_host import SlurmHost
 from runengine.launch.ssh import Ssh
+from runengine.machine import doctor
 from runengine.runs.run import REPORT
 from runengine.settings import project
 from runengine.settings.check import check
@@ -479,3 +480,17 @@ def test_what_skypilot_says_before_its_answer_is_no_part_of_it() -> None:
     assert _answer(subprocess.CompletedProcess([], 0, said, "")) == [{"job_id": 1}]
     with pytest.raises(UserError, match=r"^SkyPilot does not answer: half an ans\. Try: sky api info$"):
         _answer(subprocess.CompletedProcess([], 0, "half an ans", ""))
+
+
+@pytest.mark.parametrize(("typed", "state", "found"), [
+    (["launch=local"], "ok", "runs are trained on this machine"),
+    (["launch=kubernetes"], "fail", "launch=kubernetes needs launch.image and launch.volume: what they are stands in "
+     "src/runengine/conf/launch/kubernetes.yaml."),
+    (["launch=ssh", "launch.host=none.invalid"], "fail", "none.invalid cannot be reached: ssh: Could not resolve "),
+    (["lunch=x"], "fail", "lunch is not a setting. Did you mean launch?"),
+])  # fmt: skip
+def test_the_doctor_asks_an_engine(typed: list[str], state: str, found: str) -> None:
+    result = doctor.launch(typed)
+    assert result.state == state
+    assert result.found.startswith(found)
+    assert not Path("runs").exists()

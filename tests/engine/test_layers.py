@@ -31,7 +31,7 @@ MAY_IMPORT = {layer: set(LAYERS[: LAYERS.index(layer)]) for layer in LAYERS}
 MAY_IMPORT |= {layer: {*LAYERS, *TOP} for layer in (*TOP, "__init__")}
 MAY_IMPORT["upgrade"] = {"manifest"}  # they work where other files are missing
 MAY_IMPORT["compat"] = set()  # it knows libraries alone
-MAY_IMPORT["machine"] = {"manifest", "settings", "compat", "data", "runs", "tracking"}
+MAY_IMPORT["machine"] = {"manifest", "settings", "compat", "data", "runs", "tracking", "launch"}
 MAY_IMPORT["conf"] = set()
 
 PRIVATE = (

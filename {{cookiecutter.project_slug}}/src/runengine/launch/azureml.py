@@ -85,6 +85,9 @@ class AzureML:
         ):
             raise UserError(f"launch.compute is {name}, which the workspace does not have: {_last_line(done)}.")
 
+    def prepare(self, job: Job) -> None:
+        """The image has all of it."""
+
     def write(self, job: Job, folder: Path) -> str:
         self.forms[job.name] = folder / f"{job.folder.name}.yaml"
         atomic_write(self.forms[job.name], as_yaml(command_job(job)))

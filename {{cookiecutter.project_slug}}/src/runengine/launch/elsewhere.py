@@ -17,12 +17,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..runs.run import Run
-from ..settings.config import as_plain
+from ..runs.run import RUNS, Run
+from ..settings import project
+from ..settings.check import check
+from ..settings.config import as_plain, compose
 from ..settings.errors import UserError
 from ..settings.files import atomic_write
+from . import slurm
 from .azureml import AzureML
-from .job import Engine, Job, Seen, describe
+from .job import Engine, Job, Seen, describe, refuse_incomplete
 from .kubernetes import Kubernetes
 from .sky import Sky
 from .slurm_host import SlurmHost
@@ -78,6 +81,7 @@ class Elsewhere:
         new = [job for job in jobs.values() if there[job.name].state not in ACTIVE]
         if new:
             self.engine.check(new)
+            self.engine.prepare(new[0])
         for job in jobs.values():
             self._write(job)
         try:
@@ -160,6 +164,31 @@ class Elsewhere:
         record["jobs"] = list(dict.fromkeys([*record["jobs"], job.name]))
         atomic_write(file, json.dumps(record, indent=2) + "\n")
         return self.engine.write(job, self.sweep.launch)
+
+
+def examine(overrides: Sequence[str]) -> str:
+    """Ask the engine that these settings choose whether it would take a run; nothing is started.
+
+    Args:
+        overrides: of the training, such as launch=kubernetes.
+
+    Raises:
+        UserError: it is not reached, may not be used, or lacks what the run needs.
+    """
+    script = project.current().script
+    config = compose(script, overrides)
+    check(config, script, overrides)
+    refuse_incomplete(config.launch)
+    if name := engine_of(config):
+        engine = ENGINES[name](as_plain(config.launch))
+        job = describe(config, RUNS / config.experiment_name / "sweep-doctor/000", [])
+        engine.reach()
+        engine.check([job])
+        return f"{name} is reached, and would take a run"
+    if "partition" in config.launch:
+        slurm.refuse_missing(config.launch.partition)
+        return "Slurm answers, and has the partition"
+    return "runs are trained on this machine"
 
 
 def launched(sweep: Run) -> tuple[Engine, list[str]] | None:

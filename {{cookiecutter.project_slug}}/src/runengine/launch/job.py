@@ -97,11 +97,14 @@ class Engine(Protocol):
         """
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Refuse what it would not start, before anything is started.
+        """Refuse what it would not start; nothing is changed there.
 
         Raises:
             UserError: it lacks what the jobs need.
         """
+
+    def prepare(self, job: Job) -> None:
+        """Once for all jobs of a sweep, before the first is started: bring there what they need."""
 
     def write(self, job: Job, folder: Path) -> str:
         """Write the form of this job into the folder; returns the command that submits all that are in it."""

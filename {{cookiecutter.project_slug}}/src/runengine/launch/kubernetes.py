@@ -76,6 +76,9 @@ class Kubernetes:
         for job in jobs:  # what the server would say of each, before the first is there
             self._create(job, "--dry-run=server")
 
+    def prepare(self, job: Job) -> None:
+        """The image has all of it."""
+
     def write(self, job: Job, folder: Path) -> str:
         atomic_write(folder / f"{job.folder.name}.yaml", as_yaml(*objects(job)))
         return " ".join([*self.command, "apply", "-f", folder.as_posix()])

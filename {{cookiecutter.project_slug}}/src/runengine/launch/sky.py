@@ -80,6 +80,9 @@ class Sky:
                 f"SkyPilot does not take the job: {_last_line(done)}. Change launch.*, see conf/launch/sky.yaml."
             )
 
+    def prepare(self, job: Job) -> None:
+        """`sky` brings it, with each job."""
+
     def write(self, job: Job, folder: Path) -> str:
         """Also the project, once for each sweep: what is edited while jobs wait is not what they run."""
         if not (folder / PROJECT).exists():

@@ -36,6 +36,9 @@ OF_A_NODE = ("PyTorch", "driver", "GPUs", "arithmetic")  # checks of the doctor
 WATCH_S = 30  # at the most, between two looks at the jobs of a sweep; submitit begins with 2
 
 
+_requeued: list[str] = []  # this process's job, once it was put back
+
+
 def requeue_on(signum: int) -> bool:
     """Should this job, which got the signal and has saved its state, go back into the queue?
 
@@ -58,6 +61,7 @@ def requeue() -> None:
     Raises:
         UserError: Slurm refuses.
     """
+    _requeued.append(str(job_id()))
     done = _ask("scontrol", "requeue", str(job_id()))
     if done.returncode > 0:  # below 0, the SIGTERM has ended scontrol, too
         raise UserError(f"Slurm does not requeue job {job_id()}: {last_line(done.stderr)}. Submit the run again.")
@@ -67,6 +71,8 @@ def requeue_while_starting() -> None:
     """Until training handles the signals: nothing is there to save, but by itself Python would end, and the job too."""
 
     def come_back(signum: int, frame: object) -> None:
+        if _requeued:  # Slurm's signal to a process that ends by itself
+            return
         if os.environ.get("SLURM_PROCID", "0") == "0" and requeue_on(signum):
             requeue()
         sys.exit(RESUME_ME)
@@ -113,7 +119,7 @@ def prepare(config: DictConfig, sweep: Run) -> None:
     Raises:
         UserError: there is no Slurm here, it does not answer, or lacks the partition.
     """
-    _check(config.launch.partition)
+    refuse_missing(config.launch.partition)
     launcher = config.hydra.launcher
     # of each start of the sweep its own: jobs of an earlier one may still wait
     code = sweep.code.absolute() / datetime.now().strftime("%Y%m%d-%H%M%S.%f")
@@ -172,8 +178,10 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
-def _check(partition: str | None) -> None:
-    """Not with `sbatch --test-only`: it refuses what sbatch would queue until a node is back."""
+def refuse_missing(partition: str | None) -> None:
+    """Refuse to start where no Slurm is, or not this partition.
+
+    Not with `sbatch --test-only`: it refuses what sbatch would queue until a node is back."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "launch=slurm needs Slurm, but there is no sbatch here. "

@@ -6,6 +6,7 @@ The files are those of ssh.py; the script is one for sbatch, and .jobs/<name>.id
 from __future__ import annotations
 
 import shlex
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,11 @@ WITHOUT_SRUN = """\
 {command} & PID=$!
 for name in TERM USR1; do trap "kill -$name $PID" $name; done
 while wait $PID; STATUS=$?; kill -0 $PID 2>/dev/null; do :; done"""
+SILENT = 3  # exit status of a look: the machine is there, but Slurm does not answer
 # one line for each name: its state in the queue and why, or how it has ended
 LOOK = """
 cd {folder}/{jobs} 2>/dev/null || exit 0
-QUEUE=$(squeue --me --noheader --format='%i %T|%r') || exit 3
+QUEUE=$(squeue --me --noheader --format='%i %T|%r') || exit {silent}
 for name in {names}; do
     [ -e $name.id ] || continue
     STATE=$(echo "$QUEUE" | grep "^$(cat $name.id) " | cut -d' ' -f2-)
@@ -56,11 +58,10 @@ class SlurmHost(Ssh):
 
     name = "slurm"
     page = "slurm.md"
-    looks = LOOK
+    looks = LOOK.replace("{silent}", str(SILENT))
 
     def check(self, jobs: Sequence[Job]) -> None:
         refuse_partition(jobs[0].settings["partition"], lambda *command: self._ssh(shlex.join(command)), self.host)
-        self.bring_there(jobs[0])
 
     def submit(self, job: Job) -> None:
         here = f"{JOBS}/{job.name}"
@@ -81,6 +82,14 @@ class SlurmHost(Ssh):
 
     def cancel(self, names: Sequence[str]) -> None:
         self._ssh(f"cd {self._quoted()}/{JOBS} && scancel $(cat {' '.join(f'{name}.id' for name in names)})")
+
+    def why_silent(self, done: subprocess.CompletedProcess[str]) -> str:
+        if done.returncode != SILENT:
+            return super().why_silent(done)
+        return (
+            f"Slurm does not answer on {self.host}: {last_line(done.stderr)}. Try again when squeue works there: ssh "
+            f"{self.host} squeue --me"
+        )
 
     def _seen(self, state: str, seconds: float) -> Seen:
         queued, _, why = state.partition("|")

@@ -82,9 +82,8 @@ class Ssh:
     def check(self, jobs: Sequence[Job]) -> None:
         if jobs[0].nodes > 1:
             raise UserError("launch=ssh trains on one machine: trainer.num_nodes must be 1.")
-        self.bring_there(jobs[0])
 
-    def bring_there(self, job: Job) -> None:
+    def prepare(self, job: Job) -> None:
         """Code and data; and make the environment, if there is none."""
         self._rsync([f"--exclude={each}" for each in NOT_SENT], "./", f"{self.folder}/")
         with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +118,7 @@ class Ssh:
     def look(self, names: Sequence[str]) -> dict[str, Seen]:
         done = self._ssh(self.looks.format(names=" ".join(names), folder=self._quoted(), jobs=JOBS))
         if done.returncode:
-            raise UserError(self._explain(done.stderr))
+            raise UserError(self.why_silent(done))
         found = {name: (state, float(seconds)) for name, state, seconds in map(str.split, done.stdout.splitlines())}
         return {name: self._seen(*found[name]) if name in found else Seen("gone") for name in names}
 
@@ -191,6 +190,10 @@ class Ssh:
         done = subprocess.run(command, capture_output=True, text=True) if not made.returncode else made
         if done.returncode:
             raise UserError(self._explain(done.stderr))
+
+    def why_silent(self, done: subprocess.CompletedProcess[str]) -> str:
+        """Why a look at the jobs had no answer."""
+        return self._explain(done.stderr)
 
     def _explain(self, said: str) -> str:
         if "Permission denied (" in said:

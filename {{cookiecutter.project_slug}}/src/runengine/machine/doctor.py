@@ -3,6 +3,8 @@
     python -m runengine doctor            # make doctor
     python -m runengine doctor --fix      # prints the commands that fix what failed; it runs none
 
+    python -m runengine doctor launch=kubernetes launch.volume=...   # would that engine take a run?
+
 A check is `ok`, `fail`, `skip` (it does not apply here) or `unknown` (the machine gave no answer, or not in time).
 Exit status: 0 no check failed, 1 a check failed, 2 no check failed, but one is unknown.
 """
@@ -15,9 +17,9 @@ import sys
 
 from ..settings import project
 from ..settings.console import first_line
-from ..settings.errors import INTERRUPTED
+from ..settings.errors import INTERRUPTED, explain
 from . import check_computing, check_devices, check_setup, check_system
-from .checks import Check, NotRead, Result
+from .checks import Check, NotRead, Result, fail, ok
 from .collect_env import Machine
 
 # in the order in which they would stop a new user
@@ -60,6 +62,19 @@ def examine(check: Check, machine: Machine) -> Result:
         return Result("unknown", f"{type(error).__name__}: {first_line(error)}")
 
 
+def launch(settings: list[str]) -> Result:
+    """Is the engine that these settings choose reached, and would it take a run?"""
+    from ..launch.elsewhere import examine as ask
+
+    try:
+        return ok(ask(settings))
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        return fail(said, "no run would be started there", "# What that sentence says")
+
+
 def status(results: list[Result]) -> int:
     states = {result.state for result in results}
     return 1 if "fail" in states else 2 if "unknown" in states else 0
@@ -84,11 +99,16 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="only check that the environment is the right one and computes correctly"
     )
+    parser.add_argument(
+        "settings", nargs="*", metavar="launch=...", help="of a run: ask only whether that engine would take it"
+    )
     arguments = parser.parse_args()
+    wanted = arguments.settings
+    asked = (Check("launch", lambda machine: launch(wanted), quick=True),) if wanted else CHECKS
     machine = Machine(project.root(), quick=arguments.quick)
     found: list[tuple[Check, Result]] = []
     try:
-        for check in CHECKS:
+        for check in asked:
             if check.quick or not arguments.quick:
                 found.append((check, examine(check, machine)))
                 if not (arguments.json or arguments.fix):
@@ -103,7 +123,7 @@ def main() -> None:
         for check, result in found:
             if result.state == "fail":
                 print(f"# {check.name}: {result.found}\n{result.fix}")
-    else:
+    elif not wanted:
         print(last_line(found))
     sys.exit(ends)
 
