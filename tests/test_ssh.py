@@ -122,9 +122,19 @@ def place(box: tuple[Path, Path], project: Path, python: Path, env: dict[str, st
         shutil.rmtree(there, ignore_errors=True)
 
 
+OUTCOMES: dict[str, tuple[str, str]] = {}  # trained once for all tests
+
+
+def straight(place: Place) -> tuple[str, str]:
+    """The outcome of a training here, that nothing disturbed."""
+    if "straight" not in OUTCOMES:
+        command = ("python", "-m", "my_project.train", *LONG, "tracking=off", "run_dir=runs/straight")
+        run(*command, cwd=place.here, env=place.env)
+        OUTCOMES["straight"] = place.outcome(Path("runs/straight"))
+    return OUTCOMES["straight"]
+
+
 def test_a_run_there_goes_on_without_this_machine_and_is_brought_back(place: Place) -> None:
-    straight = ("python", "-m", "my_project.train", *LONG, "tracking=off", "run_dir=runs/straight")
-    run(*straight, cwd=place.here, env=place.env)
     process = place.start(*LONG)
     until(lambda: "epoch 5 of 40" in place.log(), "the fifth epoch there")
     os.killpg(process.pid, signal.SIGKILL)  # the laptop is closed
@@ -140,7 +150,7 @@ def test_a_run_there_goes_on_without_this_machine_and_is_brought_back(place: Pla
     assert f"resuming sweep {place.sweep()}, whose runs were started somewhere else\n" in printed
     assert "resuming from" in place.log()
     assert "1 of 1 runs finished" in printed
-    assert place.outcome(place.sweep() / "000") == place.outcome(Path("runs/straight"))
+    assert place.outcome(place.sweep() / "000") == straight(place)
     runs = run("python", "-c", TRACKED, cwd=place.here, env={**place.env, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"})
     assert sorted(runs.output.splitlines()[-2:]) == ["FINISHED False", "FINISHED True"]
     assert not (place.there / "mlflow.db").exists()
@@ -209,16 +219,6 @@ def test_a_cluster_is_reached_from_outside(place: Place, box: tuple[Path, Path],
     profile.write_text("".join(f"export {name}={cluster[name]}\n" for name in ("SLURM_CONF", "MASTER_ADDR")))
     slurm = ("launch=slurm", "launch.host=box", "launch.cpus=1", "launch.memory_gb=2", "tracking=off")
     try:
-        run(
-            "python",
-            "-m",
-            "my_project.train",
-            *LONG,
-            "tracking=off",
-            "run_dir=runs/straight",
-            cwd=place.here,
-            env=place.env,
-        )
         process = place.start(*LONG, *slurm)
         until(lambda: "epoch 5 of 40" in place.log(), "the fifth epoch there")
         os.killpg(process.pid, signal.SIGKILL)  # the laptop is closed
@@ -231,7 +231,7 @@ def test_a_cluster_is_reached_from_outside(place: Place, box: tuple[Path, Path],
         print(printed)
         assert "1 of 1 runs finished" in printed
         assert "Traceback" not in printed  # Slurm signals what it puts back, until that has ended
-        assert place.outcome(place.sweep() / "000") == place.outcome(Path("runs/straight"))
+        assert place.outcome(place.sweep() / "000") == straight(place)
 
         printed = place.train(*QUICK, *slurm, "optimizer.lr=0.001,1e38", expect=1)
         print(printed)
