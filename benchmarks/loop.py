@@ -127,8 +127,13 @@ class Loops:
     def model(self) -> Any:
         return self.module("train").build_task(self.cfg).model
 
-    def bare(self, *, indexed: bool = False) -> float:
-        """A loop that a tutorial would show, no word said: a `DataLoader`, or `indexed`, batches out of the arrays."""
+    def bare(self, *, indexed: bool = False, fabric: bool = False) -> float:
+        """A loop that a tutorial would show, no word said: a `DataLoader`, or `indexed`, batches out of the arrays.
+
+        Args:
+            indexed: take them so.
+            fabric: Lightning's Fabric stands around model, optimizer and the backward pass.
+        """
         import torch
         from torch.utils.data import DataLoader, TensorDataset
 
@@ -138,6 +143,13 @@ class Loops:
         model = self.model().to(self.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.cfg.optimizer.lr)
         loss_of = torch.nn.CrossEntropyLoss()
+        backward: Callable[[Any], Any] = torch.Tensor.backward
+        if fabric:
+            from lightning_fabric import Fabric
+
+            around = Fabric(accelerator=self.device, devices=1)
+            model, optimizer = around.setup(model, optimizer)
+            backward = around.backward
         size = self.work.batch_size
 
         def batches(split: list[Any], *, shuffle: bool) -> Any:
@@ -156,7 +168,7 @@ class Loops:
             for images, labels in loaders.get("train") or batches(train, shuffle=True):
                 optimizer.zero_grad()
                 loss = loss_of(model(images.to(self.device)), labels.to(self.device))
-                loss.backward()
+                backward(loss)
                 optimizer.step()
             model.eval()
             with torch.no_grad():
@@ -297,6 +309,7 @@ def rows(loops: Loops) -> dict[str, Callable[[], float]]:
     return {
         "bare PyTorch, DataLoader": loops.bare,
         "bare PyTorch, batches by index": lambda: loops.bare(indexed=True),
+        "Fabric, batches by index": lambda: loops.bare(indexed=True, fabric=True),
         "Lightning": lambda: loops.lightning(0),
         "+ metrics": lambda: loops.lightning(1),
         "+ log, checkpoints": lambda: loops.lightning(2),

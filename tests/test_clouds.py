@@ -4,6 +4,7 @@ of their own, and their own programs say what is missing."""
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -100,6 +101,9 @@ def test_skypilot_without_a_cloud_is_one_sentence(
     project: Path, python: Path, env: dict[str, str], sky: Path, tmp_path: Path
 ) -> None:
     """Its own server is started for that, and stopped."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 46580)) == 0:
+            pytest.skip("SkyPilot's server of this machine is in use: sky api stop")
     home = own_home(env, tmp_path, sky)
     try:
         printed = train(project, python, home, *SKY, expect=1)
