@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from ml_project.train import train
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from runengine import Run, UserError, compose
+from runengine.launch import slurm
 from runengine.launch.azureml import AzureML, command_job
 from runengine.launch.job import Job, Seen, copy_project, describe, refuse_incomplete, result_in, shell
 from runengine.launch.kubernetes import Kubernetes, _seen, objects
@@ -270,6 +271,7 @@ def test_a_task_of_skypilot_is_recovered_where_a_run_asks_for_that() -> None:
     }  # fmt: skip
     assert (made["workdir"], made["volumes"]) == ("runs/x/launch/project", {"/mnt/project": "runs"})
     assert f"python -m {train.home.module} seed=7 run_dir={FOLDER}; STATUS=$?\n" in made["run"]
+    assert made["run"].startswith("unset ${!SLURM_@}\n")  # else a job of SkyPilot's would be put back by the run
     assert "accelerators" not in sky_task("trainer=cpu")["resources"]
 
 
@@ -494,3 +496,28 @@ def test_the_doctor_asks_an_engine(typed: list[str], state: str, found: str) -> 
     assert result.state == state
     assert result.found.startswith(found)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("typed", "sentence"), [
+    (["launch.secrets=[NOT_SET]"],
+     "launch.secrets names NOT_SET, which is not set here. Set it: export NOT_SET=..."),
+    (["launch.gpu_type=null"],
+     "launch=sky needs launch.gpu_type with trainer.devices, such as A100. To see all: sky gpus list"),
+])  # fmt: skip
+def test_what_skypilot_needs_is_said_before_it_is_asked(typed: list[str], sentence: str) -> None:
+    cfg = compose("train", ["launch=sky", "launch.volume=runs", "launch.gpu_type=A100", "trainer=gpu", *typed])
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        Sky({}).check([describe(cfg, FOLDER, [])])
+
+
+def test_several_processes_need_srun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(slurm, "refuse_missing", lambda partition: None)  # there is no Slurm here
+    two = ["launch=slurm", "launch.use_srun=false", "trainer=ddp", "trainer.devices=2"]
+    cfg = compose("train", two)
+    OmegaConf.update(cfg, "hydra.launcher", {"setup": [], "gpus_per_node": None}, force_add=True)
+    with pytest.raises(UserError) as error:
+        slurm.prepare(cfg, Run(tmp_path / "sweep"))
+    assert str(error.value) == (
+        "without srun (launch.use_srun) one process is started, but trainer.devices and trainer.num_nodes want 2. "
+        "Leave launch.use_srun out: srun starts them."
+    )

@@ -11,14 +11,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..settings import project
 from ..settings.errors import UserError
 from ..settings.files import atomic_write
-from .job import ROOT, Job, Seen, State, as_yaml, error_in, result_in, shell
+from .job import ROOT, Job, Seen, State, as_yaml, read, shell
 
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/commandJob.schema.json"
 TAG = "runengine"  # a job's name is used once in a workspace: the run's stands in this tag
@@ -113,10 +112,7 @@ class AzureML:
         return {name: _seen(newest[name]["status"]) if name in newest else Seen("gone") for name in names}
 
     def complete(self, name: str, seen: Seen) -> Seen:
-        said = self.log(name, LOG_LINES)
-        if seen.state == "failed":
-            return replace(seen, why=error_in(said) or seen.why)
-        return replace(seen, result=result_in(said))
+        return read(seen, self.log(name, LOG_LINES))
 
     def log(self, name: str, num_lines: int) -> str:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -210,6 +210,13 @@ def error_in(log: str) -> str:
     """The last sentence that says what is wrong; engines put names in front of a line."""
     said: list[str] = re.findall(r"(?:^|\) )error: (.*)$", log, re.MULTILINE)
     return said[-1] if said else ""
+
+
+def read(seen: Seen, log: str) -> Seen:
+    """With what a job that has ended printed: its result, or its last sentence."""
+    if seen.state == "failed":
+        return replace(seen, why=error_in(log) or seen.why)
+    return replace(seen, result=result_in(log))
 
 
 def copy_project(folder: Path) -> None:

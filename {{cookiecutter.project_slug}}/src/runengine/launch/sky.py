@@ -15,13 +15,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..settings.errors import RESUME_ME, UserError
 from ..settings.files import atomic_write
-from .job import Job, Seen, State, as_yaml, copy_project, error_in, result_in, shell
+from .job import Job, Seen, State, as_yaml, copy_project, read, shell
 
 MOUNTED = "/mnt/project"  # where the volume or the bucket is
 PROJECT = "project"  # next to the jobs' forms: the project as it was when the sweep was typed
@@ -103,10 +102,7 @@ class Sky:
         return {name: _seen(known[name]) if name in known else Seen("gone") for name in names}
 
     def complete(self, name: str, seen: Seen) -> Seen:
-        said = self.log(name, LOG_LINES)
-        if seen.state == "failed":
-            return replace(seen, why=error_in(said) or seen.why)
-        return replace(seen, result=result_in(said))
+        return read(seen, self.log(name, LOG_LINES))
 
     def log(self, name: str, num_lines: int) -> str:
         done = self._sky("jobs", "logs", "--no-follow", f"--tail={num_lines}", self.ids[name])
