@@ -251,6 +251,9 @@ def test_what_an_engine_has_is_resumed_as_the_sweep_that_it_is() -> None:
     sweep = Run(done.folder.parent)
     sweep.launch_record.write_text(json.dumps({"jobs": ["a", "b"]}))
     assert with_folder("run_dir=unfinished") == f"sweep_dir={sweep.folder}"
+    sweep.launch_record.write_text(json.dumps({"jobs": ["a", "b"], "dry_run": True}))
+    assert with_folder("run_dir=unfinished") == "run_dir=unfinished"  # nothing was started there
+    sweep.launch_record.write_text(json.dumps({"jobs": ["a", "b"], "dry_run": False}))
     open_.metrics.write_text("{}")
     assert with_folder("run_dir=unfinished") == "run_dir=unfinished"  # the older run
     open_.metrics.unlink()

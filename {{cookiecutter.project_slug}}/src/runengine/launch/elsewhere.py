@@ -160,7 +160,7 @@ class Elsewhere:
         self.sweep.launch.mkdir(exist_ok=True)
         file = self.sweep.launch_record
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"jobs": []}
-        record |= {"settings": {"engine": self.engine.name, **self.engine.place}}
+        record |= {"settings": {"engine": self.engine.name, **self.engine.place}, "dry_run": self.config.launch.dry_run}
         record["jobs"] = list(dict.fromkeys([*record["jobs"], job.name]))
         atomic_write(file, json.dumps(record, indent=2) + "\n")
         return self.engine.write(job, self.sweep.launch)

@@ -126,7 +126,8 @@ def _unfinished_elsewhere() -> Run | None:
     for run in reversed(having(Run.starts)):
         sweep = run if run.is_sweep() else Run(run.folder.parent)
         if sweep.launch_record.is_file():
-            if len(list(sweep.folder.glob(f"*/{Run.metrics.name}"))) < len(read_json(sweep.launch_record)["jobs"]):
+            record, finished = read_json(sweep.launch_record), list(sweep.folder.glob(f"*/{Run.metrics.name}"))
+            if len(finished) < len(record["jobs"]) and not record.get("dry_run"):
                 return sweep
         elif run.config.is_file() and not run.finished():
             return None
