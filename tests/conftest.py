@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,6 +318,26 @@ def jupyter(python: Path, tmp_path_factory: pytest.TempPathFactory, env: dict[st
         return run(of_project, "-c", EXECUTE, file.name, cwd=file.parent, env=there).output
 
     return execute
+
+
+def install_next_to(python: Path, base: Path, *wanted: str) -> Path:
+    """A folder with what pip would add to this environment for these packages; the environment stays as it is."""
+    report, folder = base / "added.json", base / f"added-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:8]}"
+    if folder.is_dir():
+        return folder
+    run(python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", report, *wanted, cwd=base)
+    added = [one["metadata"] for one in json.loads(report.read_text(encoding="utf-8"))["install"]]
+    packages = [f"{package['name']}=={package['version']}" for package in added]
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *packages, cwd=base)
+    return folder
+
+
+def extra(project: Path, name: str) -> list[str]:
+    """What pyproject.toml lists under this extra."""
+    listed: list[str] = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ][name]
+    return listed
 
 
 def link_environment(demo: Path, project: Path) -> None:

@@ -1,12 +1,12 @@
-"""The library `datasets` next to the packages of an environment, and tiny data sets that it saves."""
+"""Tiny data sets that the library `datasets` saves."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from conftest import run
 
+LIBRARY = "datasets>=5,<6"
 SAVE = {
     "images": """
 import sys
@@ -42,18 +42,6 @@ stories = Dataset.from_dict({"text": [f"Café number {row} is open.\\nCome in!" 
 DatasetDict({"train": stories, "validation": stories.select([0])}).save_to_disk(sys.argv[1])
 """,
 }
-
-
-def install(python: Path, base: Path) -> Path:
-    """A folder with what `pip install datasets` would add to this environment, which stays as it is."""
-    report, folder = base / "datasets-library.json", base / "datasets-library"
-    if folder.is_dir():
-        return folder
-    run(python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", report, "datasets>=5,<6", cwd=base)
-    added = [one["metadata"] for one in json.loads(report.read_text(encoding="utf-8"))["install"]]
-    wanted = [f"{package['name']}=={package['version']}" for package in added]
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *wanted, cwd=base)
-    return folder
 
 
 def save(example: str, folder: Path, python: Path, env: dict[str, str]) -> None:

@@ -236,6 +236,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "docs",
         "doctor",
         "evaluate",
+        "export",
         "first-commit",
         "help",
         "hooks",

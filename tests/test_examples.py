@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHOICES, PROJECT, ROOT, free_port, generate, link_environment, run
-from hugging_face import install, save
+from conftest import CHOICES, PROJECT, ROOT, extra, free_port, generate, install_next_to, link_environment, run
+from hugging_face import LIBRARY, save
 
 sys.path.append(str(ROOT / "tests/engine"))
 from pages import Commands, Server, follow  # type: ignore[import-not-found]
@@ -212,6 +212,28 @@ def ask(address: str, inputs: object) -> list[Any]:
     raise AssertionError(f"nobody answers at {address}")
 
 
+def test_it_leaves_as_onnx_and_as_a_program_of_pytorch(example: Example, trained: Path, tmp_path: Path) -> None:
+    run_folder = f"RUN={trained.relative_to(example.folder)}"
+    refused = run("make", "export", run_folder, cwd=example.folder, env=example.env, expect=2).output
+    assert 'Run: .venv/bin/python -m pip install --editable ".[onnx]", then make export again' in refused
+    library = install_next_to(example.folder / ".venv/bin/python", tmp_path, *extra(example.folder, "onnx"))
+    env = {**example.env, "PYTHONPATH": str(library)}
+    printed = [example.make("export", run_folder, "FORMAT=pt2")]
+    printed.append(run("make", "export", run_folder, cwd=example.folder, env=env).output)
+    for said in printed:
+        assert re.search(
+            r"^compared +\d+ real examples: answers differ by \S+ of the greatest; rounding expl", said, re.M
+        )
+    tested = json.loads((trained / "test_metrics.json").read_text())
+    for format, made in json.loads((trained / "exports.json").read_text()).items():
+        assert 0 <= made["difference"] <= made["rounding"] < 1e-4
+        ((name, (before, after)),) = made["metrics"].items()
+        assert after == pytest.approx(before, rel=1e-5), format
+        assert before == pytest.approx(
+            tested[name], rel=1e-3 if made["examples"] != 256 else 0.1
+        )  # not all of the text
+
+
 def new_rows(example: Example, trained: Path) -> tuple[str, list[list[float]], int]:
     """A file for `predict`, what a server is asked for the same rows, and the column of the answers."""
     if example.name == "minimal":
@@ -355,7 +377,7 @@ def follow_in_a_copy(example: Example, folder: Path, pages: Iterable[str]) -> Ex
             text = "" if own else images.read_text(encoding="utf-8")
             followed = text.replace("ml_project", "my_project").splitlines()
             if page == "bring-your-own-data" and example.name in HUGGING_FACE:
-                library = install(python, folder.parent)
+                library = install_next_to(python, folder.parent, LIBRARY)
                 commands.env["PYTHONPATH"] += f"{os.pathsep}{library}"
                 save(example.name, copy / HUGGING_FACE[example.name], python, commands.env)
             follow(copy / f"docs/{page}.md", copy, commands.run, followed)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run, without
-from hugging_face import install, save
+from conftest import ROOT, install_next_to, run, without
+from hugging_face import LIBRARY, save
 from loopback import serve
 
 sys.path.append(str(ROOT / "tests/engine"))
@@ -112,7 +112,7 @@ def test_the_page_on_own_data_can_be_followed(
     commands = re.findall(r"^(?:    )?((?:mkdir|python|dvc) .*)$", page, re.MULTILINE)
     *commands, pipeline = commands
     assert len(commands) >= 10
-    library = install(python, tmp_path_factory.getbasetemp())
+    library = install_next_to(python, tmp_path_factory.getbasetemp(), LIBRARY)
     with_library = {**venv, "PYTHONPATH": f"{copy / 'src'}:{library}"}
     save("images", copy / "data/raw/hugging_face", python, with_library)
     with serve(tmp_path / "clothes") as address, Server(str(python)) as server:

@@ -3,7 +3,7 @@
 .PHONY: lock lock-fresh clean-env
 BIN := .conda/bin
 READY := .conda/.ready
-INSTALL_DOCS = $(BIN)/python -m pip install --editable ".[docs]"
+INSTALL_EXTRA = $(BIN)/python -m pip install --editable ".[$(1)]"
 export CONDA :=
 
 # Windows has an environment's programs in three folders

@@ -2,7 +2,7 @@
 # With another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
-INSTALL_DOCS = poetry install --extras "dev docs"
+INSTALL_EXTRA = poetry install --extras "dev $(1)"
 UNFINISHED := .venv-unfinished
 # an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
 LOCK := poetry.lock

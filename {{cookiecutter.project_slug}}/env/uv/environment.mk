@@ -1,7 +1,7 @@
 # The environment of this project: .venv, filled by uv with exactly what uv.lock says. Keep uv.lock in Git.
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
-INSTALL_DOCS = uv sync --extra dev --extra docs
+INSTALL_EXTRA = uv sync --extra dev --extra $(1)
 UNFINISHED := .venv-unfinished
 # an image is made with EXTRAS= LOCKED=1: no tools, exactly the lock, and compiled, as its user cannot do it later
 LOCK := uv.lock

@@ -2,7 +2,7 @@
 # To build it elsewhere, or with another Python:  make setup BASE_PYTHON=/opt/python3.12/bin/python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
-INSTALL_DOCS = $(BIN)/python -m pip install --editable ".[docs]"
+INSTALL_EXTRA = $(BIN)/python -m pip install --editable ".[$(1)]"
 export EXTRAS ?= dev
 
 # the first of these that runs and fits; a name alone says little, pyenv answers to names it cannot run

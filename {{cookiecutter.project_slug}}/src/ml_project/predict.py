@@ -123,15 +123,20 @@ def read_images(file: Path, input_shape: tuple[int, ...], data: Mapping[str, Any
 
 
 def export(run: Run) -> None:
-    """Write the best model for `make promote` and `make serve`: images N C H W in, probabilities N K out."""
+    """Write the best model for `make promote`, `serve` and `export`: images N C H W in, probabilities N K out."""
     import torch
 
     from .data import as_float
 
     _, task, data = runengine.load(run)
-    images_NCHW = as_float(data.split("val").images_NCHW.rows[:64])
+    images_NCHW, labels_N = data.split("test").__getitems__(range(len(data.split("test")))[:AT_ONCE])
+
+    def accuracy(probabilities_NK: torch.Tensor) -> dict[str, float]:
+        return {"test/accuracy": float((probabilities_NK.argmax(dim=1) == labels_N).float().mean())}
+
+    model = torch.nn.Sequential(task.model, torch.nn.Softmax(dim=1))
     kept = {key: value for key, value in runengine.read_data(run).items() if key in KEPT}
-    runengine.save_model(run, torch.nn.Sequential(task.model, torch.nn.Softmax(dim=1)), images_NCHW, kept)
+    runengine.save_model(run, model, as_float(images_NCHW), kept, accuracy)
 
 
 def _expand(files: Sequence[Path]) -> Iterator[Path]:

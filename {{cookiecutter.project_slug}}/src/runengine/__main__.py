@@ -10,6 +10,7 @@ COMMANDS = {  # module, and what it is for
     "card": ("model_card", "write a run's model card and data sheet"),
     "doctor": ("machine.doctor", "is this machine able to train?"),
     "engine": ("manifest", "is the engine as it was released?"),
+    "export": ("tracking.export", "export a run's model as ONNX or a program of PyTorch, and compare it"),
     "jobs": ("list_jobs", "list the jobs that were started somewhere else, and cancel them"),
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),

@@ -80,12 +80,34 @@ def model_card(run: Run) -> str:
         metrics_table({name: best[name] for name in best if name not in NO_METRICS}),
         metrics_table(test) or f"The test split was not measured: `{run.test_command()}` does it.",
         "One run is one draw: another seed gives another figure.",
+        *exported(run),
     ]  # fmt: skip
     for file in sorted(run.folder.glob("[!.]*.csv")):
         if file != run.history and (shown := small_table(file)):
             parts += [f"### {file.stem.replace('_', ' ')}", shown]
     settings = [(f"`{key}`", f"`{value}`") for key, value in flatten(OmegaConf.create(deciding(cfg)))]
     return "\n\n".join(part for part in [*parts, "## Settings", table(("setting", "value"), settings)] if part)
+
+
+def exported(run: Run) -> list[str]:
+    """Each form in which the model left, and how far it answers from the run's own."""
+    rows = [
+        (
+            f"`{made['file']}`",
+            f"{made['bytes'] / 1e6:.3g} MB",
+            made["runtime"],
+            f"{made['difference']:.1e} of the greatest ({made['rounding']:.1e})",
+            "; ".join(f"`{name}` {number(old)}, {number(new)}" for name, (old, new) in made["metrics"].items()),
+            "; ".join(f"{size}: {old:.3g}, {new:.3g}" for size, (old, new) in made["latency_ms"].items()),
+        )
+        for made in read_json(run.exports).values()
+    ]
+    columns = (
+        "file", "size", "run by", "answers differ by (rounding explains)", "metric before, after",
+        "ms for so many examples before, after",
+    )  # fmt: skip
+    about = "Compared with the model itself on real examples, on the machine that exported it."
+    return ["## Exported", about, table(columns, rows)] if rows else []
 
 
 def model_of(run: Run, cfg: DictConfig) -> str:

@@ -5,11 +5,12 @@ PyTorch is imported where a product is made: the doctor also judges where PyTorc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..tracking import parity
 
 if TYPE_CHECKING:
     import torch
@@ -69,15 +70,11 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def rounding(dtype: str, depth: int, device: str = "cpu") -> float:
-    """The largest relative error that rounding explains, for sums of `depth` terms: 2 (u + sqrt(depth) v).
-
-    u is the unit roundoff of factors or result, v that of the sums. Errors of random signs grow with the square root of
-    the number of terms (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
-    """
+    """The largest relative error that rounding explains, for sums of `depth` terms of this type."""
     bits, sum_bits = DTYPES[dtype].bits, DTYPES[dtype].sum_bits
     if device.startswith("mps"):  # it is not known to us in which type Macs sum
         sum_bits = bits
-    return 2 * (2.0**-bits + math.sqrt(depth) * 2.0**-sum_bits)
+    return parity.rounding(2.0**-bits, depth, 2.0**-sum_bits)
 
 
 class Product:

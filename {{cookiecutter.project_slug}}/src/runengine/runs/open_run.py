@@ -34,12 +34,13 @@ def open_run(run: Run, cfg: DictConfig) -> Iterator[None]:
     with locked(run):
         if run.starts_over:
             _empty(run)
-        outdated = [run.metrics, run.error]
+        outdated = [run.metrics, run.error, run.exports]
         if not run.config.exists():  # nothing of an earlier run may pass for this one's
             outdated += [run.starts, run.history, run.metric_rows, run.mlflow_run_id, run.mlflow_sent, run.unsent]
         for file in outdated:
             file.unlink(missing_ok=True)
-        shutil.rmtree(run.model, ignore_errors=True)  # of weights that this start may replace
+        for exported in run.model, run.exports.with_suffix(""):  # of weights that this start may replace
+            shutil.rmtree(exported, ignore_errors=True)
         run.checkpoints.mkdir(exist_ok=True)
         open_log(run.log)
         provenance.record_start(run)

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -63,10 +63,12 @@ class Run:
     Args:
         folder: of the run; it need not exist yet.
         starts_over: why the folder holds another run, which is deleted when this one starts; empty if it is kept.
+        export_format: in which `save_model` writes its model.
     """
 
     folder: Path
     starts_over: str = ""
+    export_format: str = field(default="mlflow", compare=False)
 
     about = File("run.json")
     config = File("config.yaml")
@@ -78,7 +80,8 @@ class Run:
     history = File("history.csv")
     metrics = File("metrics.json")
     test_metrics = File("test_metrics.json")
-    model = File("model")  # for serving: made when it is asked for
+    model = File("model")  # for MLflow: made when it is asked for, as all exports
+    exports = File("exports.json")  # what the comparison of each exported model with the run's own has found
     model_card = File("model-card.md")
     data_sheet = File("data-sheet.md")
     starts = File("starts.jsonl")

@@ -38,6 +38,11 @@ def save_test_metrics(run: Run, metrics: Mapping[str, float]) -> None:
     new = {name: value for name, value in metrics.items() if (name, step, value) not in known}
     if new:
         payload.add_row(run, step, new, int(time.time() * 1000))
+    send_again(run)
+
+
+def send_again(run: Run) -> None:
+    """Send what came into the folder after the run was finished; if that fails, `make sync` does later."""
     uri = load_config(run).tracking.mlflow_uri
     if not (uri and run.finished()):
         return

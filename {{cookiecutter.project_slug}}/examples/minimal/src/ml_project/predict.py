@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import runengine
 from runengine import Run, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def predict(name: str | None, features_NF: np.ndarray) -> np.ndarray:
@@ -40,9 +44,14 @@ def _refuse_others(features_NF: np.ndarray, num_features: int) -> None:
 
 
 def export(run: Run) -> None:
-    """Write the best model for `make promote` and `make serve`: features N F in, answers N out."""
+    """Write the best model for `make promote`, `serve` and `export`: features N F in, answers N out."""
     _, task, data = runengine.load(run)
-    runengine.save_model(run, task.model, data.split("val").tensors[0][:64], {})
+    features_NF, targets_N = data.split("test").tensors
+
+    def loss(answers_N: Tensor) -> dict[str, float]:
+        return {"test/loss": float((answers_N - targets_N).square().mean())}
+
+    runengine.save_model(run, task.model, features_NF, {}, loss)
 
 
 def read(file: Path) -> np.ndarray:

@@ -53,8 +53,9 @@ class Encode(nn.Module):
         unknown_N1 = (outside_NC & (self.size_C > 0) & ~rows_NC.isnan()).any(dim=1, keepdim=True)
         values_NF = rows_NC[:, self.column_F]
         numbers_NF = torch.nan_to_num((values_NF - self.mean_F) / self.std_F)
-        others_NF = torch.where(self.code_F == MISSING, values_NF.isnan(), values_NF == self.code_F)
-        features_NF = torch.where(self.code_F == NUMBER, numbers_NF, others_NF.double()).float()
+        missing_NF, same_NF = values_NF.isnan().double(), (values_NF == self.code_F).double()
+        others_NF = torch.where(self.code_F == MISSING, missing_NF, same_NF)
+        features_NF = torch.where(self.code_F == NUMBER, numbers_NF, others_NF).float()
         return features_NF.masked_fill(unknown_N1, torch.nan)
 
 

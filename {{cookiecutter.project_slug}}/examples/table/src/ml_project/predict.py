@@ -77,16 +77,20 @@ def complete(model: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Modu
 
 
 def export(run: Run) -> None:
-    """Write the best model for `make promote` and `make serve`: rows N C in, answers N out."""
+    """Write the best model for `make promote`, `serve` and `export`: rows N C in, answers N out."""
     import torch
 
     from .prepare import files_of
 
     _, task, data = runengine.load(run)
     record = runengine.read_data(run)
-    rows_NC = torch.from_numpy(np.load(files_of(data.folder, "val")[0])[:64])
+    rows_NC, targets_N = (torch.from_numpy(np.load(file)) for file in files_of(data.folder, "test")[:2])
+
+    def error(answers_N: torch.Tensor) -> dict[str, float]:
+        return {"test/mae": float((answers_N - targets_N).abs().mean())}
+
     kept = {key: value for key, value in record.items() if key in KEPT}
-    runengine.save_model(run, complete(task.model, record), rows_NC, kept)
+    runengine.save_model(run, complete(task.model, record), rows_NC, kept, error)
 
 
 def predict(model: Model, files: Sequence[Path]) -> pd.DataFrame:

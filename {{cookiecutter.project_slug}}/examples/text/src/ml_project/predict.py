@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 
+WINDOWS = 256  # of the test split, with which an exported model is compared
+
+
 class Model(NamedTuple):
     """A trained model, wherever it was loaded from."""
 
@@ -84,13 +87,21 @@ def complete(model: torch.nn.Module, num_tokens: int) -> torch.nn.Module:
 
 
 def export(run: Run) -> None:
-    """Write the best model for `make promote` and `make serve`: tokens N T in, probabilities N K out."""
+    """Write the best model for `make promote`, `serve` and `export`: tokens N T in, probabilities N K out."""
+    import torch
+
     cfg, task, data = runengine.load(run)
-    tokens_NT = data.split("val").tensors[0][:64].clone()
-    for row in range(1, len(tokens_NT)):  # also shorter texts
-        tokens_NT[row, row:] = -1
+    tokens_NT, targets_NT = (each[:WINDOWS].clone() for each in data.split("test").tensors)
+    last_N = torch.arange(len(tokens_NT)).clamp(max=cfg.data.context - 1)  # shorter texts, too
+    tokens_NT[torch.arange(cfg.data.context) > last_N[:, None]] = -1
+    next_N1 = targets_NT.gather(1, last_N[:, None])
+
+    def bits(probabilities_NK: torch.Tensor) -> dict[str, float]:
+        given_N1 = probabilities_NK.gather(1, next_N1.clamp(min=0))[next_N1 >= 0]
+        return {"test/bits": float(-given_N1.log2().mean())}
+
     known = {"vocabulary": runengine.read_data(run)["vocabulary"], "context": cfg.data.context}
-    runengine.save_model(run, complete(task.model, len(known["vocabulary"])), tokens_NT, known)
+    runengine.save_model(run, complete(task.model, len(known["vocabulary"])), tokens_NT, known, bits)
 
 
 def generate(model: Model, text: str, length: int, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
