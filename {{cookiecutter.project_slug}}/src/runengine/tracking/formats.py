@@ -118,10 +118,16 @@ def capture(served: Served) -> torch.export.ExportedProgram:
 
     examples = tuple(each[:EXAMPLES] for each in served.inputs.values())
     free = tuple({0: torch.export.Dim(BATCH)} for _ in examples)
-    try:
-        return torch.export.export(served.model, examples, dynamic_shapes=free)
-    except Exception as error:  # of many kinds: what torch.export cannot follow
-        raise UserError(_why_not_captured(error)) from error
+    errors = []
+    for strict in (
+        False,
+        True,
+    ):  # the second way follows some Python that the first does not, such as numpy's functions
+        try:
+            return torch.export.export(served.model, examples, dynamic_shapes=free, strict=strict)
+        except Exception as error:  # of many kinds: what torch.export cannot follow
+            errors.append(error)
+    raise UserError(_why_not_captured(errors[0])) from errors[0]
 
 
 def refuse_several(served: Served) -> None:
