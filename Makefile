@@ -1,6 +1,6 @@
 # Two commands do all: `make demo` shows what this template gives, `make test` proves it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check gpu-check clean
+.PHONY: help demo test test-fast test-next check gpu-check clean
 
 TOOLS := .venv
 READY := $(TOOLS)/.ready
@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print('$(p)')" 2>/dev/null)))
 
 # cookiecutter would copy __pycache__ into projects
-test test-fast demo/.generated: export PYTHONDONTWRITEBYTECODE := 1
+test test-fast test-next demo/.generated: export PYTHONDONTWRITEBYTECODE := 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(READY) ## set up and run all tests, with a training from end to end
 
 test-fast: $(READY) ## the quick ones, under 3 minutes: no torch
 	@$(TOOLS)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-next: $(READY) ## the engine's own tests with the next Hydra, before it is released
+	@$(TOOLS)/bin/python -m pytest tests/next.py $(ARGS)
 
 check: $(READY) ## look for mistakes: ruff, mypy
 	$(TOOLS)/bin/ruff check .

@@ -20,6 +20,7 @@ from runengine import manifest
 from runengine.machine import (
     check_computing,
     check_devices,
+    check_gpu_state,
     check_setup,
     check_system,
     checks,
@@ -894,3 +895,147 @@ def test_a_full_memory_is_one_sentence(does: str, wanted: str, capsys: pytest.Ca
     assert ended.value.code == 1
     remedy = "Try half of data.batch_size, a smaller model, or less data at once."
     assert capsys.readouterr().err == f"error: this machine's memory is used up{wanted}. {remedy}\n"
+
+
+HEALTHY = {
+    "remapped": (0, 0), "uncorrected": 0, "lanes": (16, 16), "generation": (5, 5), "performance": 0, "nvlink": (18, 0),
+    "mig": (0, 0), "compute_mode": 0, "power_w": (700.0, 700.0), "persistence": 1,
+}  # fmt: skip
+
+
+def with_state(make: Make, *states: dict[str, Any], log: Reading | None = None) -> Machine:
+    named = {f"GPU {index} state": Reading(HEALTHY | state) for index, state in enumerate(states)}
+    return gpu_machine(make, nvml={"GPU 0": Reading(H100), **named, "kernel log": log or Reading([])})
+
+
+FAULTS = [
+    (
+        check_gpu_state.gpu_errors,
+        {"remapped": (0, 1)},
+        "GPU 1: a row of its memory is broken and could not be replaced",
+        "leave out GPU 1",
+    ),
+    (
+        check_gpu_state.gpu_errors,
+        {"remapped": (1, 0)},
+        "GPU 1: a row of its memory that waits to be replaced",
+        "sudo nvidia-smi --gpu-reset -i 1",
+    ),
+    (
+        check_gpu_state.gpu_errors,
+        {"uncorrected": 3},
+        "GPU 1: 3 uncorrectable errors of its memory",
+        "sudo nvidia-smi --gpu-reset -i 1",
+    ),
+    (
+        check_gpu_state.gpu_link,
+        {"lanes": (8, 16)},
+        "GPU 1: PCIe 5 x8, and card and slot can do PCIe 5 x16",
+        "into its slot",
+    ),
+    (
+        check_gpu_state.gpu_link,
+        {"generation": (3, 5)},
+        "GPU 1: PCIe 3 x16, and card and slot can do PCIe 5 x16",
+        "BIOS",
+    ),
+    (
+        check_gpu_state.gpu_link,
+        {"nvlink": (17, 1)},
+        "GPU 1: 1 of 18 NVLink lanes are down",
+        "nvidia-smi nvlink --status -i 1",
+    ),
+    (
+        check_gpu_state.gpu_modes,
+        {"mig": (0, 1)},
+        "GPU 1: MIG is to be switched on and waits for a reset",
+        "sudo nvidia-smi --gpu-reset -i 1",
+    ),
+    (
+        check_gpu_state.gpu_modes,
+        {"compute_mode": 2},
+        "GPU 1: its compute mode is `prohibited`",
+        "sudo nvidia-smi -i 1 --compute-mode DEFAULT",
+    ),
+    (
+        check_gpu_state.gpu_modes,
+        {"power_w": (350.0, 700.0)},
+        "GPU 1: its power is limited to 350 W of 700 W",
+        "sudo nvidia-smi -i 1 --power-limit 700",
+    ),
+]
+
+
+@pytest.mark.parametrize(("look", "state", "found", "fix"), FAULTS)
+def test_what_breaks_gpus_in_practice_is_named_with_what_helps(
+    make: Make, look: Callable[[Machine], Result], state: dict[str, Any], found: str, fix: str
+) -> None:
+    assert_fails(look(with_state(make, {}, state)), found, fix)
+    assert_ok(look(with_state(make, {}, {})))
+
+
+def test_what_an_idle_a_shared_or_a_small_card_does_is_no_fault(make: Make) -> None:
+    idle = {"generation": (1, 5), "performance": 8}
+    assert_ok(check_gpu_state.gpu_link(with_state(make, idle)), "GPU 0: PCIe 1 x16, 18 NVLink lanes")
+    modes = check_gpu_state.gpu_modes(with_state(make, {"mig": (1, 1), "compute_mode": 3, "persistence": 0}))
+    assert_ok(modes, "GPU 0: 700 W, MIG: PyTorch sees one slice of it, one process at a time, each start waits for the")
+    assert_ok(check_gpu_state.gpu_modes(with_state(make, {"power_w": (690.0, 700.0)})))
+    assert_ok(check_gpu_state.gpu_errors(with_state(make, {}, log=Reading([("0000:3b:00", 31)]))), "no XID is logged")
+
+
+def test_xids_of_the_card_are_named_those_of_a_program_are_not(make: Make) -> None:
+    broken = with_state(make, {}, log=Reading([("0000:3b:00", 13), ("0000:3b:00", 79)]))
+    found = "the kernel's log has XID 79 of the GPU at 0000:3b:00: the card is not on the bus any more"
+    assert_fails(check_gpu_state.gpu_errors(broken), found, "sudo dmesg | grep Xid")
+    refused = check_gpu_state.gpu_errors(with_state(make, {}, log=Reading(None)))
+    assert_ok(refused, "GPU 0: no errors of its memory; the kernel's log is not readable here")
+
+
+def test_what_the_driver_says_of_a_card_is_read_and_what_it_refuses_is_absent(
+    make: Make, fake_nvml: Callable[..., dict[str, Reading]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    said = "[1.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\\n[2.0] NVRM: loading\\n"
+    program = tmp_path / "bin/dmesg"
+    program.write_text(f"#!/bin/sh\nprintf '{said}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    answers = fake_nvml(
+        nvmlDeviceGetRemappedRows="return 5, 0, 1, 0",
+        nvmlDeviceGetTotalEccErrors="error(NVML_ERROR_NOT_SUPPORTED)",
+        nvmlDeviceGetCurrPcieLinkWidth="return 8",
+        nvmlDeviceGetMaxPcieLinkWidth="return 16",
+        nvmlDeviceGetCurrPcieLinkGeneration="error(NVML_ERROR_NO_PERMISSION)",
+        nvmlDeviceGetNvLinkState="return int(arguments[1] < 3) if arguments[1] < 4 else error(3)",  # not supported
+        nvmlDeviceGetMigMode="error(NVML_ERROR_FUNCTION_NOT_FOUND)",
+        nvmlDeviceGetComputeMode="return 0",
+        nvmlDeviceGetEnforcedPowerLimit="return 250000",
+        nvmlDeviceGetPowerManagementDefaultLimit="return 400000",
+    )
+    state = answers["GPU 0 state"].value
+    assert {name: state[name] for name in state if name not in ("performance", "persistence")} == {
+        "remapped": [1, 0], "lanes": [8, 16], "nvlink": [3, 1], "compute_mode": 0, "power_w": [250.0, 400.0],
+    }  # fmt: skip
+    assert answers["kernel log"].value == [["0000:3b:00", 79]]
+    program.write_text("#!/bin/sh\necho 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1\n")
+    answers = fake_nvml(nvmlDeviceGetRemappedRows="error(NVML_ERROR_NO_PERMISSION)")
+    assert answers["kernel log"].value is None
+    here = gpu_machine(make, nvml=answers)
+    assert_ok(check_gpu_state.gpu_errors(here), "GPU 0: has no ECC; the kernel's log is not readable here")
+    assert check_gpu_state.gpu_link(here).state == "skip"
+    assert_ok(check_gpu_state.gpu_modes(here), "nothing is limited, as far as the driver says")
+
+
+def test_a_library_of_two_packages_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    for name in ("nvidia-nccl-cu12", "nvidia-nccl-cu13"):
+        folder = tmp_path / f"{name.replace('-', '_')}-2.28.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.28\n", encoding="utf-8")
+        (folder / "RECORD").write_text("nvidia/nccl/lib/libnccl.so.2,,\n", encoding="utf-8")
+    (tmp_path / "nvidia/nccl/lib").mkdir(parents=True)
+    (tmp_path / "nvidia/nccl/lib/libnccl.so.2").touch()
+    assert_ok(check_setup.libraries(make()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = "both own nvidia/nccl/lib/libnccl.so.2: the one that was installed later is loaded by both"
+    assert_fails(check_setup.libraries(make()), found, "tensorflow-cpu does without")

@@ -26,7 +26,7 @@ TOP = {
     "upgrade",
 }
 # each imports earlier ones
-LAYERS = ["manifest", "settings", "compat", "data", "runs", "tracking", "training", "launch", "sweeps"]
+LAYERS = ["manifest", "compat", "settings", "data", "runs", "tracking", "training", "launch", "sweeps"]
 MAY_IMPORT = {layer: set(LAYERS[: LAYERS.index(layer)]) for layer in LAYERS}
 MAY_IMPORT |= {layer: {*LAYERS, *TOP} for layer in (*TOP, "__init__")}
 MAY_IMPORT["upgrade"] = {"manifest"}  # they work where other files are missing

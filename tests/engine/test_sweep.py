@@ -27,7 +27,7 @@ from hydra.types import HydraContext, RunMode
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from runengine import Run, compose
-from runengine.compat import composing_once, open_trial
+from runengine.compat import composing_once, hydra_defaults, open_trial
 from runengine.runs import provenance
 from runengine.runs.lock import locked
 from runengine.settings import project
@@ -129,7 +129,7 @@ def test_a_grid_is_one_folder_one_table_and_one_parent_in_mlflow(
     (("tracking=off", "model.dropout=${oc.env:HOME}"), ("tracking=off", "hydra.verbose=true", "seed=1")),
 ])  # fmt: skip
 def test_the_settings_of_each_run_are_those_that_hydra_composes(jobs: tuple[tuple[str, ...], ...]) -> None:
-    with hydra.initialize_config_dir(str(project.current().conf), version_base="1.3"):
+    with hydra.initialize_config_dir(str(project.current().conf), **hydra_defaults()):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("train", ["launch=local", "seed=7"], RunMode.MULTIRUN)
         context = composing_once(HydraContext(loader, Callbacks()), master)

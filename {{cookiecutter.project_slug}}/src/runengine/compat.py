@@ -1,4 +1,4 @@
-"""The only module that touches what other libraries keep private.
+"""The only module that touches what other libraries keep private, or will call otherwise.
 
 | what | seen in | what breaks without it |
 |---|---|---|
@@ -12,6 +12,10 @@
 | `_basic_subprocess_cmd`, `_hydra_subprocess_cmd` | Lightning 2.6.6 | several devices in a sweep or a notebook |
 | `scipy.signal`, a stand-in for it | torchmetrics 1.9.0 | a second and 65 MB at each start |
 | `tensor._typed_storage()._new_shared` | torch 2.13 | a loader process copies each batch once more |
+| `version_base`, deprecated in 1.4 | Hydra 1.4.0rc3 | a warning at each start |
+| `Hydra.get_mode` | Hydra 1.4.0rc3 | `seeds=5` and `search=default` as sweeps |
+| `execution_whitelist`, asked for in 1.5 | Hydra 1.4.0rc3 | a warning at each `instantiate` |
+| `register_new_resolver`, now `register_resolver` | OmegaConf 2.4.1rc1, for Hydra 1.4 | a warning at each start |
 | `SlurmInfoWatcher._make_command`, `._registered`, `._finished` | submitit 1.5.4 | sweeps on clusters without sacct |
 """
 
@@ -19,8 +23,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +36,61 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext
     from omegaconf import DictConfig
     from torch import Tensor
+
+
+def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
+    """What `${name:...}` in settings stands for; it replaces an earlier one."""
+    from omegaconf import OmegaConf
+
+    # up to OmegaConf 2.3 the shorter name is that of an older function, which is deprecated
+    register: Any = OmegaConf.register_resolver
+    if "replace" not in inspect.signature(register).parameters:
+        register = OmegaConf.register_new_resolver
+    register(name, resolver, replace=True)
+
+
+def hydra_defaults() -> dict[str, str]:
+    """Arguments by which Hydra behaves as its present version does."""
+    from hydra import __version__
+
+    return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}  # since 1.4 a warning comes with it
+
+
+def let_mode_depend_on_all_settings() -> None:
+    """Let Hydra choose between a run and a sweep by any setting, as 1.3 does: since 1.4 by the first file alone."""
+    if hydra_defaults():
+        return
+    from hydra._internal.hydra import Hydra
+    from hydra.types import RunMode
+
+    def get_mode(hydra: Any, config_name: str | None, overrides: list[str], *_: object, **__: object) -> Any:
+        try:
+            cfg = hydra.compose_config(
+                config_name=config_name, overrides=overrides, with_log_configuration=False, run_mode=RunMode.MULTIRUN,
+                validate_sweep_overrides=False,
+            )  # fmt: skip
+        except Exception:  # Hydra says it when it composes the settings themselves
+            return None
+        return cfg.hydra.mode
+
+    internal: Any = Hydra
+    internal.get_mode = get_mode
+
+
+def asks_for_targets() -> bool:
+    """Does this Hydra want to be told what `instantiate` may build?"""
+    import hydra.utils
+
+    return hasattr(hydra.utils, "execution_whitelist")
+
+
+def allow_targets(names: Collection[str]) -> None:
+    """From now on `instantiate` may build these in this thread, next to what it might before."""
+    import hydra.utils
+
+    if asks_for_targets():
+        utils: Any = hydra.utils
+        utils.execution_whitelist(sorted(names)).__enter__()
 
 
 def import_torchmetrics() -> None:
@@ -151,7 +211,7 @@ class Composer:
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by what chooses files
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+        from hydra._internal import config_loader_impl
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -166,15 +226,16 @@ class Composer:
             self.composed[chosen] = self.compose(list(chosen))
         cfg = copy.deepcopy(self.composed[chosen])
         try:
-            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+            config_loader_impl.ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         except Exception:  # Hydra's own message is the better one
             return self.compose(list(overrides))
         if "hydra" in cfg:
             cfg.hydra.overrides.task = list(overrides)
             form = cfg.hydra.job.config.override_dirname
-            cfg.hydra.job.override_dirname = get_overrides_dirname(
-                parsed, kv_sep=form.kv_sep, item_sep=form.item_sep, exclude_keys=form.exclude_keys
-            )
+            if joined := getattr(config_loader_impl, "get_overrides_dirname", None):  # since 1.4 a resolver does it
+                cfg.hydra.job.override_dirname = joined(
+                    parsed, kv_sep=form.kv_sep, item_sep=form.item_sep, exclude_keys=form.exclude_keys
+                )
         return cfg
 
 

@@ -24,7 +24,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .compat import import_torchmetrics
+from .compat import hydra_defaults, import_torchmetrics, let_mode_depend_on_all_settings
 from .launch import slurm
 from .runs.find import with_folder
 from .runs.resolve import resolve_run
@@ -34,6 +34,7 @@ from .settings.check import check
 from .settings.config import in_root
 from .settings.console import quiet_lightning
 from .settings.errors import UserError, friendly_errors
+from .settings.targets import allow
 from .sweeps.one_run import one_run
 from .tracking.sender import Access
 from .tracking.sync import sync
@@ -82,8 +83,9 @@ class Program:
         def task(cfg: DictConfig) -> None:
             self._task(cfg)
 
+        let_mode_depend_on_all_settings()
         run_hydra = hydra.main(
-            version_base="1.3", config_path=f"pkg://{self.home.package}.conf", config_name=self.home.script
+            **hydra_defaults(), config_path=f"pkg://{self.home.package}.conf", config_name=self.home.script
         )
         with friendly_errors():  # for the errors that Hydra finds before it calls the task
             run_hydra(task)()
@@ -142,6 +144,7 @@ class Program:
         if not self.trains:
             with friendly_errors():
                 check(cfg, self.home.script, overrides)
+                allow(cfg)
                 self.function(cfg)
             return
         in_a_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")

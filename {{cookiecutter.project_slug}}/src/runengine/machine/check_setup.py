@@ -91,7 +91,13 @@ def libraries(machine: Machine) -> Result:
                     "it can come before the libraries that PyTorch brings; two versions of cuDNN together crash",
                     f"# Remove {folder} from it (perhaps: module unload cuda), or:\nunset LD_LIBRARY_PATH",
                 )
-    return ok("no CUDA on LD_LIBRARY_PATH")
+    for place, (first, second) in machine.shared_files.items():
+        return fail(
+            f"{first} and {second} both own {place}: the one that was installed later is loaded by both",
+            "versions that do not fit together crash, or compute wrongly",
+            f"# Uninstall what asked for {second} (perhaps TensorFlow: tensorflow-cpu does without), then:\n{REBUILD}",
+        )
+    return ok("no CUDA on LD_LIBRARY_PATH, and no library of two packages")
 
 
 def mlflow(machine: Machine) -> Result:

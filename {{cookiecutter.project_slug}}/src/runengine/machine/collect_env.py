@@ -7,6 +7,7 @@ This module imports only the standard library; each probe imports what it reads.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import site
@@ -26,6 +27,7 @@ from .collect_torch import compiled, summed, torch_steps
 from .readings import Readings, ask, parse, report
 
 SOURCE = project.ENGINE_FOLDER.parent  # a child finds the engine there
+CUDA_LIBRARY = re.compile(r"/lib(nccl|cudnn\w*|cublas\w*|cudart|cufft|cusparse|cusolver|nvrtc)\.so\.\d+$")
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps NVIDIA's driver; not every distribution looks there
 
 
@@ -67,6 +69,18 @@ class Machine:
     def torchvision(self) -> tuple[str, str] | None:
         """What does not fit, and the command that installs what does."""
         return torch_build.mismatch(self.root)
+
+    @cached_property
+    def shared_files(self) -> dict[str, tuple[str, str]]:
+        """Libraries of CUDA that two packages have installed at the same place: the file and the packages."""
+        owners: dict[str, str] = {}
+        twice = {}
+        for package in importlib.metadata.distributions():
+            name = str(package.metadata["Name"])
+            for file in package.files or [] if name.startswith("nvidia-") else []:
+                if CUDA_LIBRARY.search(file.as_posix()) and owners.setdefault(file.as_posix(), name) != name:
+                    twice[file.as_posix()] = (owners[file.as_posix()], name)
+        return twice
 
     @cached_property
     def pyproject(self) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +24,8 @@ def nvml_steps() -> Steps:
         yield f"GPU {index}", partial(_gpu, index)
         yield f"GPU {index} memory", partial(_memory, index)
         yield f"GPU {index} clocks", partial(_clocks, index)
+        yield f"GPU {index} state", partial(_state, index)
+    yield "kernel log", _kernel_log
 
 
 def _driver() -> str:
@@ -68,3 +73,64 @@ def _clocks(index: int) -> int | None:
     except pynvml.NVMLError_NotSupported:
         return None
     return reasons
+
+
+def _state(index: int) -> dict[str, Any]:
+    """What the driver says of memory, bus and modes: pairs of what is and what could be. What it refuses is absent."""
+    import pynvml
+
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+    uncorrected = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC  # since the driver was loaded
+
+    def lanes() -> tuple[int, int]:
+        return pynvml.nvmlDeviceGetCurrPcieLinkWidth(gpu), pynvml.nvmlDeviceGetMaxPcieLinkWidth(gpu)
+
+    def generation() -> tuple[int, int]:
+        return pynvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu), pynvml.nvmlDeviceGetMaxPcieLinkGeneration(gpu)
+
+    def power_w() -> tuple[float, float]:
+        limits = pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu), pynvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu)
+        return limits[0] / 1000, limits[1] / 1000
+
+    ask: dict[str, Callable[[], Any]] = {
+        "remapped": lambda: pynvml.nvmlDeviceGetRemappedRows(gpu)[2:],  # pending, failed
+        "uncorrected": lambda: pynvml.nvmlDeviceGetTotalEccErrors(gpu, *uncorrected),
+        "lanes": lanes,
+        "generation": generation,
+        "performance": lambda: pynvml.nvmlDeviceGetPerformanceState(gpu),  # 0 is the fastest
+        "nvlink": lambda: _nvlink(gpu),
+        "mig": lambda: pynvml.nvmlDeviceGetMigMode(gpu),  # now, and after the next reset
+        "compute_mode": lambda: pynvml.nvmlDeviceGetComputeMode(gpu),
+        "power_w": power_w,
+        "persistence": lambda: pynvml.nvmlDeviceGetPersistenceMode(gpu),
+    }
+    said = {}
+    for name, read in ask.items():
+        try:
+            said[name] = read()
+        except (pynvml.NVMLError, AttributeError):  # an older driver, another kind of card, a right that is missing
+            continue
+    return said
+
+
+def _nvlink(gpu: Any) -> tuple[int, int]:
+    """How many lanes are up and down; a lane that the card does not have is neither."""
+    import pynvml
+
+    states = []
+    for lane in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        try:
+            states.append(pynvml.nvmlDeviceGetNvLinkState(gpu, lane))
+        except pynvml.NVMLError:
+            continue
+    return sum(states), len(states) - sum(states)
+
+
+def _kernel_log() -> list[tuple[str, int]] | None:
+    """Place and number of each XID since the machine was started; None where only root may read it."""
+    try:
+        done = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace", timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.findall(r"NVRM: Xid \((?:PCI:)?([^)]+)\): (\d+)", done.stdout)
+    return None if done.returncode else [(place, int(number)) for place, number in found]

@@ -18,7 +18,7 @@ import sys
 from ..settings import project
 from ..settings.console import first_line
 from ..settings.errors import INTERRUPTED, explain
-from . import check_computing, check_devices, check_setup, check_system
+from . import check_computing, check_devices, check_gpu_state, check_setup, check_system
 from .checks import Check, NotRead, Result, fail, ok
 from .collect_env import Machine
 
@@ -45,6 +45,9 @@ CHECKS = (
     Check("open files", check_system.descriptors),
     Check("GPU memory", check_devices.gpu_memory),
     Check("GPU clocks", check_devices.gpu_clocks),
+    Check("GPU errors", check_gpu_state.gpu_errors),
+    Check("GPU link", check_gpu_state.gpu_link),
+    Check("GPU modes", check_gpu_state.gpu_modes),
     Check("pinned memory", check_computing.pinned),
     Check("several GPUs", check_computing.together),
     Check("torch.compile", check_computing.compiling),

@@ -9,8 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..compat import hydra_defaults, register_resolver
 from . import project
 from .files import read_json
+from .targets import allow
 
 SQLITE = "sqlite:///"  # before the path of MLflow's database
 # they do not change what a run computes; the first only how it is started, the others also what is recorded
@@ -20,10 +22,9 @@ RECORDED_ONLY = HOW_STARTED | {
 }  # fmt: skip
 
 # conf/runengine.yaml: what was chosen makes a sweep, also without -m
-OmegaConf.register_new_resolver(
+register_resolver(
     "run_or_sweep",
     lambda *choices: None if all(choice is None or choice is False for choice in choices) else "MULTIRUN",
-    replace=True,
 )
 
 
@@ -33,7 +34,7 @@ def _prepared(key: str, *, _parent_: DictConfig) -> Any:
 
 
 # in a file of settings: size: ${prepared:size}
-OmegaConf.register_new_resolver("prepared", _prepared, replace=True)
+register_resolver("prepared", _prepared)
 
 
 def fill_in_prepared(cfg: DictConfig, *, written: bool = False) -> None:
@@ -79,8 +80,10 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     if GlobalHydra.instance().is_initialized():  # inside the program
         return hydra.compose(config_name, overrides=list(overrides))
-    with hydra.initialize_config_dir(str(project.current().conf), version_base="1.3"):
-        return from_root(hydra.compose(config_name, overrides=list(overrides)))
+    with hydra.initialize_config_dir(str(project.current().conf), **hydra_defaults()):
+        cfg = from_root(hydra.compose(config_name, overrides=list(overrides)))
+    allow(cfg)
+    return cfg
 
 
 def from_root(cfg: DictConfig) -> DictConfig:

@@ -208,6 +208,10 @@ def _explain_hydra(error: BaseException) -> str | None:
             return f"{target[1]} cannot be found: a _target_ must name a class or function, such as torch.optim.AdamW."
         # any other error is a mistake in the class itself, and its traceback says more
         return f"{target[1]} cannot be built: {cause}" if target and _is_refusal(cause) else None
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    built = next((note.partition(": ")[2] for note in notes if note.startswith("full_key: ")), None)
+    if built and _is_refusal(error):  # since Hydra 1.4 it is not wrapped
+        return f"{built} cannot be built: {error}"
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error, "hydra."):
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
         return ". ".join(line.rstrip(".") for line in lines if line and line != "None") + "."

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..compat import allow_targets, asks_for_targets
 from . import project
 from .console import listed
 from .errors import UserError
@@ -44,13 +45,23 @@ def refuse_strangers(cfg: DictConfig, source: str) -> None:
         UserError: a `_target_` names something else.
     """
     named = set(_targets(cfg, OmegaConf.to_container(cfg)))
-    known = {name for folder in project.conf_folders() for name in _in_files(folder)} | _listed()
-    strange = sorted(name for name in named - known if not LIBRARIES.fullmatch(name) and not _is_own(name))
-    if strange:
+    if strange := sorted(named - _trusted(named)):
         raise UserError(
             f"{source} would run {listed(strange)}, which no settings file of this project names. If you trust that, "
             f'write into pyproject.toml, under [tool.runengine]: targets = ["{strange[0]}"]'
         )
+    allow_targets(named)
+
+
+def allow(cfg: DictConfig) -> None:
+    """Let Hydra build what these settings name, as far as it is trusted; since 1.4 it asks for a list."""
+    if asks_for_targets():
+        allow_targets(_trusted(set(_targets(cfg, OmegaConf.to_container(cfg)))))
+
+
+def _trusted(named: set[str]) -> set[str]:
+    known = {name for folder in project.conf_folders() for name in _in_files(folder)} | _listed()
+    return {name for name in named if name in known or LIBRARIES.fullmatch(name) or _is_own(name)}
 
 
 def _targets(cfg: DictConfig, node: Any, place: str = "") -> Iterator[str]:
