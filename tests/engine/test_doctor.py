@@ -918,7 +918,7 @@ FAULTS = [
     (
         check_gpu_state.gpu_errors,
         {"remapped": (1, 0)},
-        "GPU 1: a row of its memory that waits to be replaced",
+        "GPU 1: a row of its memory is broken and waits to be replaced",
         "sudo nvidia-smi --gpu-reset -i 1",
     ),
     (
@@ -942,7 +942,7 @@ FAULTS = [
     (
         check_gpu_state.gpu_link,
         {"nvlink": (17, 1)},
-        "GPU 1: 1 of 18 NVLink lanes are down",
+        "GPU 1: 1 NVLink lanes are down, 17 are up",
         "nvidia-smi nvlink --status -i 1",
     ),
     (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import runengine
-from runengine.machine import check_computing, check_devices, check_setup, check_system, doctor
+from runengine.machine import check_computing, check_devices, check_gpu_state, check_setup, check_system, doctor
 from runengine.settings import project
 from runengine.settings.check import LIMITS, OPTIONAL
 from runengine.settings.comments import Setting, groups, own_settings, read_option
@@ -28,7 +28,7 @@ OF_TESTS = {"assert_resumes_exactly": "testing"}  # what of the engine only test
 KINDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text", "seq": "a list"}
 DIRECTIVE = "{py:%s}"
 UNKNOWN = "\u2026"  # what only the machine can tell
-CHECKS = (check_computing, check_devices, check_setup, check_system)  # the modules that look
+CHECKS = (check_computing, check_devices, check_gpu_state, check_setup, check_system)  # the modules that look
 CONSTANTS = {name: value for module in CHECKS for name, value in vars(module).items() if name.isupper()}
 Functions = dict[str, ast.FunctionDef]
 

@@ -15,7 +15,7 @@ XIDS = {
     119: "its own processor does not answer", 120: "its own processor has failed",
 }  # fmt: skip
 RESET = """# When nothing runs on it, reset the GPU; if that does not help, restart the machine:
-sudo nvidia-smi --gpu-reset -i {}"""
+sudo nvidia-smi --gpu-reset"""
 LEAST_POWER = 0.95  # of the card's own limit: a notebook's changes by a little
 PROHIBITED, ONE_PROCESS = 2, 3  # NVML's compute modes
 BUSY = 2  # performance states up to it: above, an idle card has slowed down its bus to save power
@@ -34,13 +34,18 @@ def gpu_errors(machine: Machine) -> Result:
                 "results can be wrong, and trainings crash",
                 f"# Let the card be replaced; until then leave out GPU {index}, by CUDA_VISIBLE_DEVICES",
             )
-        errors = state.get("uncorrected", 0)
-        if pending or errors:
-            found = " and ".join(
-                [f"{errors} uncorrectable errors of its memory"] * bool(errors)
-                + ["a row of its memory that waits to be replaced"] * bool(pending)
+        if pending:
+            return fail(
+                f"GPU {index}: a row of its memory is broken and waits to be replaced",
+                "trainings crash there",
+                f"{RESET} -i {index}",
             )
-            return fail(f"GPU {index}: {found}", "trainings crash there", RESET.format(index))
+        if errors := state.get("uncorrected", 0):
+            return fail(
+                f"GPU {index}: {errors} uncorrectable errors of its memory since its driver was loaded",
+                "trainings crash there",
+                f"{RESET} -i {index}",
+            )
         said.append(f"GPU {index}: " + ("no errors of its memory" if "uncorrected" in state else "has no ECC"))
     reading = machine.nvml.get("kernel log")
     logged = None if reading is None or reading.error else reading.value
@@ -73,7 +78,7 @@ def gpu_link(machine: Machine) -> Result:
             )
         if up and down:
             return fail(
-                f"GPU {index}: {down} of {up + down} NVLink lanes are down",
+                f"GPU {index}: {down} NVLink lanes are down, {up} are up",
                 "several GPUs exchange gradients slower than they could",
                 f"# See which, then look at the bridge:\nnvidia-smi nvlink --status -i {index}",
             )
@@ -92,7 +97,7 @@ def gpu_modes(machine: Machine) -> Result:
             return fail(
                 f"GPU {index}: MIG is to be switched {'on' if wanted else 'off'} and waits for a reset",
                 "PyTorch may find no GPU",
-                RESET.format(index),
+                f"{RESET} -i {index}",
             )
         mode = state.get("compute_mode", 0)
         if mode == PROHIBITED:

@@ -141,6 +141,7 @@ def _lead(
 def _launcher(context: HydraContext, task: TaskFunction, config: DictConfig, sweep: Run) -> Launcher | Elsewhere:
     from hydra.core.plugins import Plugins
 
+    OmegaConf.set_readonly(config.hydra, False)  # since 1.4 it is
     config.hydra.sweep.dir = str(sweep.folder)
     if engine_of(config):
         return Elsewhere(config, sweep)
