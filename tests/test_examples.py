@@ -212,11 +212,13 @@ def ask(address: str, inputs: object) -> list[Any]:
     raise AssertionError(f"nobody answers at {address}")
 
 
-def test_it_leaves_as_onnx_and_as_a_program_of_pytorch(example: Example, trained: Path, tmp_path: Path) -> None:
+def test_it_leaves_as_onnx_and_as_a_program_of_pytorch(
+    example: Example, trained: Path, python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run_folder = f"RUN={trained.relative_to(example.folder)}"
     refused = run("make", "export", run_folder, cwd=example.folder, env=example.env, expect=2).output
     assert 'Run: .venv/bin/python -m pip install --editable ".[onnx]", then make export again' in refused
-    library = install_next_to(example.folder / ".venv/bin/python", tmp_path, *extra(example.folder, "onnx"))
+    library = install_next_to(python, tmp_path_factory.getbasetemp(), *extra(example.folder, "onnx"))
     env = {**example.env, "PYTHONPATH": str(library)}
     printed = [example.make("export", run_folder, "FORMAT=pt2")]
     printed.append(run("make", "export", run_folder, cwd=example.folder, env=env).output)

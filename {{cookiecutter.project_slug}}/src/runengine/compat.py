@@ -14,6 +14,7 @@
 | `tensor._typed_storage()._new_shared` | torch 2.13 | a loader process copies each batch once more |
 | `version_base`, deprecated in 1.4 | Hydra 1.4.0rc3 | a warning at each start |
 | `Hydra.get_mode` | Hydra 1.4.0rc3 | `seeds=5` and `search=default` as sweeps |
+| `ConfigLoaderImpl._ensure_sweep_config_controller_unchanged` | Hydra 1.4.0rc3 | `launch=joblib`, `launch=slurm` |
 | `execution_whitelist`, asked for in 1.5 | Hydra 1.4.0rc3 | a warning at each `instantiate` |
 | `register_new_resolver`, now `register_resolver` | OmegaConf 2.4.1rc1, for Hydra 1.4 | a warning at each start |
 | `SlurmInfoWatcher._make_command`, `._registered`, `._finished` | submitit 1.5.4 | sweeps on clusters without sacct |
@@ -56,10 +57,14 @@ def hydra_defaults() -> dict[str, str]:
     return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}  # since 1.4 a warning comes with it
 
 
-def let_mode_depend_on_all_settings() -> None:
-    """Let Hydra choose between a run and a sweep by any setting, as 1.3 does: since 1.4 by the first file alone."""
+def keep_ways_of_hydra_1_3() -> None:
+    """Let any setting choose between a run and a sweep, and the jobs of a sweep be runs of their own.
+
+    Since 1.4 Hydra reads its mode in the first file alone, and refuses a job whose launcher differs from the sweep's.
+    """
     if hydra_defaults():
         return
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.hydra import Hydra
     from hydra.types import RunMode
 
@@ -75,6 +80,8 @@ def let_mode_depend_on_all_settings() -> None:
 
     internal: Any = Hydra
     internal.get_mode = get_mode
+    loader: Any = ConfigLoaderImpl
+    loader._ensure_sweep_config_controller_unchanged = staticmethod(lambda **_: None)
 
 
 def asks_for_targets() -> bool:

@@ -24,7 +24,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .compat import hydra_defaults, import_torchmetrics, let_mode_depend_on_all_settings
+from .compat import hydra_defaults, import_torchmetrics, keep_ways_of_hydra_1_3
 from .launch import slurm
 from .runs.find import with_folder
 from .runs.resolve import resolve_run
@@ -42,6 +42,7 @@ from .training import distributed
 from .training_run import TrainingRun
 
 Function = Callable[..., None]
+keep_ways_of_hydra_1_3()  # here: a process that joblib or Slurm starts imports this before it composes its settings
 
 
 def main(config_name: str) -> Callable[[Function], Program]:
@@ -83,7 +84,6 @@ class Program:
         def task(cfg: DictConfig) -> None:
             self._task(cfg)
 
-        let_mode_depend_on_all_settings()
         run_hydra = hydra.main(
             **hydra_defaults(), config_path=f"pkg://{self.home.package}.conf", config_name=self.home.script
         )
