@@ -466,10 +466,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def look(browser: Path, program: str, port: int, name: str, picture: Path) -> dict[str, Any]:
-    """What stood on the pages of a program, about the run of this name; nothing went wrong there."""
+def look(browser: Path, program: str, place: int | Path, name: str, picture: Path) -> dict[str, Any]:
+    """What stood on the pages of a program, at this port or in this file; nothing went wrong there."""
     env = {**os.environ, "CHROMIUM": str(shutil.which("chromium"))}
-    printed = run("node", "look.mjs", program, f"http://127.0.0.1:{port}", name, picture, cwd=browser, env=env).output
+    address = place.as_uri() if isinstance(place, Path) else f"http://127.0.0.1:{place}"
+    printed = run("node", "look.mjs", program, address, name, picture, cwd=browser, env=env).output
     seen: dict[str, Any] = json.loads(printed.splitlines()[-1])
     assert seen["troubles"] == [], "\n".join(seen["troubles"])
     if images := os.environ.get("SCREENSHOTS"):

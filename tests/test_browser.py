@@ -1,10 +1,11 @@
-"""MLflow's and TensorBoard's pages of the demo as a person sees them, in Debian's Chromium: tests/browser/look.mjs.
+"""Pages of the demo as a person sees them, in Debian's Chromium: tests/browser/look.mjs.
 
 SCREENSHOTS=docs/images .venv/bin/python -m pytest tests/test_browser.py      # renews the pictures there
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import struct
@@ -59,3 +60,29 @@ def test_tensorboard_draws_the_curves(browser: Path, served: int, folder: Path, 
     assert f"{values(folder, 'val/accuracy')[-1]:.4g}" in seen["cards"]
     both = [15, 15]  # as measured, and smoothed
     assert seen["points"] == {"train/loss": both, "val/loss": both}
+
+
+def test_the_page_of_predictions_is_sorted_and_filtered_without_a_server(
+    browser: Path, project: Path, folder: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    printed = run("make", "look", f"RUN={folder.relative_to(project)}", cwd=project, env=env).output
+    assert f"wrote {folder.relative_to(project)}/look.html: open it in a browser" in printed
+    seen = look(browser, "predictions", folder / "look.html", "probability", tmp_path / "look.png")
+    with (folder / "test_predictions.csv").open() as opened:
+        answers = list(csv.DictReader(opened))
+    mistakes = [answer for answer in answers if answer["label"] != answer["predicted"]]
+    assert seen["headings"] == ["", "label", "predicted", "right", "probability", "loss \u25be"]
+    assert seen["first"]["shown"] == f"100 shown of {len(answers)} that fit, of {len(answers)}"
+    losses = [float(loss) for loss in seen["first"]["loss"]]
+    assert len(losses) == 100
+    assert losses == sorted(losses, reverse=True)
+    assert seen["more"].startswith("200 shown of ")
+    rising = [float(probability) for probability in seen["rising"]]
+    assert rising == sorted(rising)
+    assert min(rising) == pytest.approx(min(float(answer["probability"]) for answer in answers), rel=1e-3)
+    assert seen["sorted"] == "probability \u25b4"
+    assert seen["wrong"]["shown"] == f"{len(mistakes)} shown of {len(mistakes)} that fit, of {len(answers)}"
+    assert set(seen["wrong"]["right"]) <= {"no"}
+    sure = [answer for answer in mistakes if float(answer["probability"]) >= 0.5]
+    assert len(seen["sure"]["values"]) == len(seen["pictures"]) == len(sure)
+    assert set(seen["pictures"]) <= {8}

@@ -244,6 +244,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "jobs",
         "lock",
         "lock-fresh",
+        "look",
         "mlflow",
         "promote",
         "pull",

@@ -236,6 +236,23 @@ def test_it_leaves_as_onnx_and_as_a_program_of_pytorch(
         )  # not all of the text
 
 
+def test_its_test_split_is_a_page_to_look_at(example: Example, trained: Path) -> None:
+    assert "look.html: open it in a browser" in example.make("look", f"RUN={trained.relative_to(example.folder)}")
+    found = re.search(r'id="data">(.*?)</script>', (trained / "look.html").read_text(encoding="utf-8"))
+    assert found
+    seen = json.loads(found[1])
+    losses = [row[seen["columns"].index(seen["sort"])] for row in seen["rows"]]
+    assert losses == sorted(losses, reverse=True)
+    metric, _, _ = REACHES[example.name]
+    assert f"{metric} " in seen["about"]
+    if example.name == "table":
+        assert seen["columns"][:5] == ["row", "progression", "predicted progression", "error", "loss"]
+        tested = json.loads((trained / "test_metrics.json").read_text())
+        assert sum(losses) / len(losses) == pytest.approx(tested["test/rmse"] ** 2, rel=1e-4)
+    if example.name == "text":
+        assert any("\n" in row[seen["columns"].index("text")] for row in seen["rows"])
+
+
 def new_rows(example: Example, trained: Path) -> tuple[str, list[list[float]], int]:
     """A file for `predict`, what a server is asked for the same rows, and the column of the answers."""
     if example.name == "minimal":
@@ -357,7 +374,7 @@ def test_a_page_on_another_task_goes_the_whole_way(example: Example, page: str, 
     """Checked, tested, and trained into a model whose answers are the run's own."""
     copy = follow_in_a_copy(example, tmp_path, [page])
     copy.make("check", "test", "MYPY=--strict")  # what mypy has kept of the strict run above is copied, too
-    copy.make("train", "promote", "ARGS=trainer.max_epochs=1")
+    copy.make("train", "promote", "look", "ARGS=trainer.max_epochs=1")
     said: list[str | bytes] = []
     for model in (), ("--model", f"models:/my_project-{EXPERIMENTS[example.name]}@champion"):
         said.append(copy.start("predict", OTHER_TASKS[example.name, page], *model))

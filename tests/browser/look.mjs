@@ -1,5 +1,5 @@
-// What a person sees in a browser: clicks through the pages of MLflow, TensorBoard or the documentation, takes pictures,
-// and prints as JSON what stood there and what went wrong. tests/test_browser.py and tests/test_docs.py judge it.
+// What a person sees in a browser: clicks through the pages of MLflow, TensorBoard, the documentation or `make look`,
+// takes pictures, and prints as JSON what stood there and what went wrong. tests/test_browser.py and tests/test_docs.py judge it.
 //
 //     CHROMIUM=/usr/bin/chromium node look.mjs mlflow http://127.0.0.1:5000 20261121-175117.111680-ca8387 picture.png
 import { chromium } from "playwright-core";
@@ -120,6 +120,29 @@ async function docs(seen) {
   seen.found = await page.locator("#search-results li > a").allInnerTexts();
 }
 
+async function predictions(seen) {
+  await page.setViewportSize({ width: 1200, height: 800 });
+  await page.goto(address);
+  const column = async (at) => (await page.locator(`tbody td:nth-child(${at})`).allInnerTexts());
+  const shown = () => page.innerText("#shown");
+  const headings = (await page.locator("thead tr").first().locator("th").allInnerTexts()).map((each) => each.trim());
+  const at = (name) => headings.findIndex((each) => each.replace(/ .$/, "") === name) + 1;
+  seen.headings = headings;
+  seen.first = { shown: await shown(), loss: await column(at("loss")) };
+  await takePicture();
+  await page.getByRole("button", { name: "Show more" }).click();
+  seen.more = await shown();
+  await page.getByRole("button", { name: run }).click(); // falling
+  await page.getByRole("button", { name: run }).click(); // rising
+  seen.rising = await column(at(run));
+  seen.sorted = await page.locator("th[aria-sort=ascending]").innerText();
+  await page.getByLabel("filter right").selectOption("no");
+  seen.wrong = { shown: await shown(), right: await column(at("right")) };
+  await page.getByLabel(`filter ${run} from`).fill("0.5");
+  seen.sure = { shown: await shown(), values: await column(at(run)) };
+  seen.pictures = await page.locator("tbody img").evaluateAll((found) => found.map((image) => image.naturalWidth));
+}
+
 /** Without what the mouse and the focus light up. */
 async function takePicture(file = picture) {
   await page.mouse.move(0, 0);
@@ -145,7 +168,7 @@ function curve(metric) {
 
 const seen = { curves: {}, points: {}, troubles };
 try {
-  await { docs, mlflow, tensorboard }[program](seen);
+  await { docs, mlflow, predictions, tensorboard }[program](seen);
 } catch (error) {
   troubles.push(`${error.stack}\nThe page was ${page.url()}:\n${await text()}`);
 }

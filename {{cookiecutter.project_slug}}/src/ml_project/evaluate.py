@@ -55,6 +55,35 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     return metrics
 
 
+def look(run: runengine.Run) -> None:
+    """The page of `make look`: each image of the test split with the answer."""
+    import pandas as pd
+    import torch
+
+    from .data import as_float
+
+    cfg, task, data = runengine.load(run)
+    runengine.evaluation_trainer().test(task, data, verbose=False)
+    labels_N, logits_NK = torch.cat(task.test_labels_B), torch.cat(task.test_logits_BK)
+    probability_N, predicted_N = logits_NK.softmax(dim=1).max(dim=1)
+    classes = runengine.read_data(run).get("classes") or [str(label) for label in range(cfg.data.num_classes)]
+    table = {
+        "label": [classes[label] for label in labels_N],
+        "predicted": [classes[label] for label in predicted_N],
+        "right": ["yes" if right else "no" for right in labels_N == predicted_N],
+        "probability": probability_N.numpy(),
+        "loss": torch.nn.functional.cross_entropy(logits_NK, labels_N, reduction="none").numpy(),
+    }
+    images_NCHW = data.split("test").images_NCHW
+
+    def picture(row: int) -> np.ndarray:
+        image_HWC: np.ndarray = (as_float(images_NCHW[row]) * 255).round().byte().permute(1, 2, 0).numpy()
+        return image_HWC
+
+    can_be_shown = len(cfg.data.input_shape) == 3 and cfg.data.input_shape[0] in (1, 3)
+    runengine.write_look(run, pd.DataFrame(table), picture if can_be_shown else None)
+
+
 def per_class(labels_N: np.ndarray, predicted_N: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
     """For each class: its name, how many images it has, precision, recall and F1; 0 where nothing was taken for it."""
     import pandas as pd

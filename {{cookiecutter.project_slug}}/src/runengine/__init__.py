@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .data.table_files import read_csv as read_csv
     from .data.table_files import typed_table as typed_table
     from .data.table_files import write_table as write_table
+    from .look import write_look as write_look
     from .program import build_all as build_all
     from .program import main as main
     from .runs.find import find as find
@@ -59,7 +60,7 @@ HOMES = {
     "typed_table": "data.table_files", "write_table": "data.table_files",
     "StoredArray": "data.arrays", "download": "data.download",
     "loader": "data.loader", "suggested_workers": "data.loader",
-    "save_model": "tracking.export", "load_model": "tracking.registry",
+    "write_look": "look", "save_model": "tracking.export", "load_model": "tracking.registry",
     "save_test_metrics": "tracking.results", "measure": "tracking.results",
     "evaluation_trainer": "training.options",
     "Trained": "runs.weights", "load": "runs.weights", "load_weights": "runs.weights",

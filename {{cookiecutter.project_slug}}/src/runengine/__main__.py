@@ -12,6 +12,7 @@ COMMANDS = {  # module, and what it is for
     "engine": ("manifest", "is the engine as it was released?"),
     "export": ("tracking.export", "export a run's model as ONNX or a program of PyTorch, and compare it"),
     "jobs": ("list_jobs", "list the jobs that were started somewhere else, and cancel them"),
+    "look": ("look", "write a page of the test split with a run's answers"),
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),
     "runs": ("list_runs", "list runs, and delete old ones"),

@@ -82,6 +82,7 @@ class Run:
     test_metrics = File("test_metrics.json")
     model = File("model")  # for MLflow: made when it is asked for, as all exports
     exports = File("exports.json")  # what the comparison of each exported model with the run's own has found
+    look = File("look.html")  # the test split with the answers, for a browser
     model_card = File("model-card.md")
     data_sheet = File("data-sheet.md")
     starts = File("starts.jsonl")

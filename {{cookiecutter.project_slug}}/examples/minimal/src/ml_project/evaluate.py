@@ -17,5 +17,20 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     return metrics
 
 
+def look(run: runengine.Run) -> None:
+    """The page of `make look`: each row of the test split with the answer."""
+    import pandas as pd
+    import torch
+
+    _, task, data = runengine.load(run)
+    features_NF, targets_N = data.split("test").tensors
+    with torch.inference_mode():
+        answers_N = task(features_NF)
+    table = pd.DataFrame(features_NF.numpy()).add_prefix("feature ")
+    table["target"], table["predicted"] = targets_N, answers_N
+    table["loss"] = (answers_N - targets_N).square()
+    runengine.write_look(run, table)
+
+
 if __name__ == "__main__":
     runengine.measure(evaluate, lambda metrics: f"test loss      {metrics['test/loss']:.4f}")

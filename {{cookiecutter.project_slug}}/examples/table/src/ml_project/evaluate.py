@@ -42,6 +42,26 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     return metrics
 
 
+def look(run: runengine.Run) -> None:
+    """The page of `make look`: each row of the test split as the table has it, with the answer."""
+    import numpy as np
+    import pandas as pd
+
+    from .predict import load
+    from .prepare import files_of
+
+    data = runengine.load(run).data
+    model = load(str(run.folder))
+    rows_NC, targets_N, places_N = (np.load(file) for file in files_of(data.folder, "test"))
+    answers_N, name = model.answers(rows_NC), model.data["target"]
+    table = {"row": places_N, name: targets_N, f"predicted {name}": answers_N, "error": answers_N - targets_N}
+    table["loss"] = table["error"] ** 2
+    for column, values_N in zip(model.data["columns"], rows_NC.T, strict=True):
+        words = model.data["categories"].get(column)
+        table[column] = [words[int(value)] if value >= 0 else "" for value in values_N] if words else values_N
+    runengine.write_look(run, pd.DataFrame(table))
+
+
 def in_words(metrics: Mapping[str, float]) -> str:
     known = f"the mean of the training rows: {metrics['test/mae_of_the_mean']:.6g}"
     return f"test error     {metrics['test/mae']:.6g} on average ({known}), R2 {metrics['test/r2']:.3f}"

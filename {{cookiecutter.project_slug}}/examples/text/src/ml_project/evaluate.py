@@ -52,6 +52,30 @@ def evaluate(run: runengine.Run) -> dict[str, float]:
     return metrics
 
 
+def look(run: runengine.Run) -> None:
+    """The page of `make look`: each window of the test text, with the bits a character that it took."""
+    import pandas as pd
+    import torch
+
+    from .prepare import to_text
+
+    _, task, data = runengine.load(run)
+    runengine.evaluation_trainer().test(task, data, verbose=False)
+    bits_NT = torch.cat(task.test_losses_BT) / math.log(2)
+    vocabulary = runengine.read_data(run)["vocabulary"]
+    tokens_NT = data.split("test").tensors[1]
+    texts = [to_text(tokens_T[tokens_T >= 0].tolist(), vocabulary) for tokens_T in tokens_NT]
+    place_N = bits_NT.nan_to_num(-1).argmax(dim=1)
+    table = {
+        "window": range(len(texts)),
+        "text": texts,
+        "most surprising": [repr(text[place]) for text, place in zip(texts, place_N, strict=True)],
+        "its bits": bits_NT.gather(1, place_N[:, None])[:, 0].numpy(),
+        "bits": bits_NT.nanmean(dim=1).numpy(),
+    }
+    runengine.write_look(run, pd.DataFrame(table), sort="bits")
+
+
 def ngram_bits(train_text: str, test_text: str, num_tokens: int, order: int) -> float:
     """Bits a character of the test, of whoever has counted the runs of up to `order` characters in the training.
 
