@@ -12,7 +12,7 @@ import runengine
 from runengine.testing import assert_resumes_exactly
 
 from ml_project import predict
-from ml_project.evaluate import evaluate
+from ml_project.evaluate import evaluate, look
 from ml_project.prepare import files_of
 from ml_project.train import train
 
@@ -43,6 +43,11 @@ def test_predict_agrees_with_evaluate(run: runengine.Run, metrics: dict[str, flo
     evaluated = pd.read_csv(run.folder / "test_predictions.csv")
     assert answers["label"].tolist() == evaluated["predicted"].tolist()
     assert answers["probability"].tolist() == pytest.approx(evaluated["probability"].tolist(), rel=1e-4)
+
+
+def test_the_test_split_can_be_looked_at(run: runengine.Run) -> None:
+    look(run)
+    assert run.look.is_file()
 
 
 def test_the_model_is_exported(run: runengine.Run) -> None:

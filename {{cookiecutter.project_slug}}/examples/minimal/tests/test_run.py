@@ -11,7 +11,7 @@ import torch
 import runengine
 from runengine.testing import assert_resumes_exactly
 
-from ml_project.evaluate import evaluate
+from ml_project.evaluate import evaluate, look
 from ml_project.predict import export, predict
 from ml_project.train import train
 
@@ -25,6 +25,8 @@ def test_one_epoch_trains_evaluates_and_predicts(short: list[str], processed: Pa
     assert evaluate(run)["test/loss"] == pytest.approx(float(loss), rel=1e-4)
     export(run)  # compares the answers
     assert run.model.is_dir()
+    look(run)
+    assert run.look.is_file()
 
 
 def test_a_training_that_is_stopped_resumes_exactly(short: list[str]) -> None:

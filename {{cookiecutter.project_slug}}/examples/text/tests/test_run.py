@@ -16,7 +16,7 @@ from runengine import UserError
 from runengine.testing import assert_resumes_exactly
 
 from ml_project import predict
-from ml_project.evaluate import evaluate, ngram_bits
+from ml_project.evaluate import evaluate, look, ngram_bits
 from ml_project.train import train
 
 
@@ -104,6 +104,11 @@ def test_what_is_no_text_has_no_answer(run: runengine.Run, processed: Path) -> N
     answers_5K = model.next(tokens_5T)
     assert answers_5K[0].sum() == pytest.approx(1)
     assert np.isnan(answers_5K[1:]).all()
+
+
+def test_the_test_split_can_be_looked_at(run: runengine.Run) -> None:
+    look(run)
+    assert run.look.is_file()
 
 
 def test_the_model_is_exported(run: runengine.Run) -> None:
