@@ -1,4 +1,4 @@
-"""Measure a run's best checkpoint on the test split: the only place that looks at it.
+"""Measure a run's best checkpoint on the test split, which no training looks at.
 
 python -m ml_project.evaluate                     # the newest run
 python -m ml_project.evaluate runs/points/...     # this one
