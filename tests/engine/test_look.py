@@ -49,17 +49,12 @@ def test_every_example_of_the_test_split_is_there_with_its_answer(run_training: 
 def test_pictures_stay_with_their_rows_and_are_made_small(tmp_path: Path) -> None:
     run = Run(tmp_path)
     table = pd.DataFrame({"loss": [0.5, 2.0, 1.0], "name": ["a", "b", "c"]})
-    write_look(run, table, lambda row: np.full((300, 200, 3), 50 * row, dtype=np.uint8))
+    write_look(run, table, lambda row: Image.new("RGB", (200, 300), (50 * row, 0, 0)))
     seen = content(run)
     assert [row[1] for row in seen["rows"]] == ["b", "c", "a"]
     drawn = [Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))) for each in seen["pictures"]]
     assert [each.getpixel((0, 0))[0] for each in drawn] == [50, 100, 0]  # type: ignore[index]
     assert drawn[0].size == (85, 128)
-    write_look(run, table, lambda row: np.zeros((4, 4, 1), dtype=np.uint8))
-    with pytest.raises(
-        UserError, match=r"^a picture must hold uint8, got float64. Multiply what lies in 0..1 by 255, a"
-    ):
-        write_look(run, table, lambda row: np.zeros((4, 4)))
 
 
 def test_what_is_no_number_is_empty_and_no_text_ends_the_script(tmp_path: Path) -> None:

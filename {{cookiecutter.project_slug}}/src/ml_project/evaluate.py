@@ -59,6 +59,7 @@ def look(run: runengine.Run) -> None:
     """The page of `make look`: each image of the test split with the answer."""
     import pandas as pd
     import torch
+    from PIL import Image
 
     from .data import as_float
 
@@ -76,9 +77,9 @@ def look(run: runengine.Run) -> None:
     }
     images_NCHW = data.split("test").images_NCHW
 
-    def picture(row: int) -> np.ndarray:
-        image_HWC: np.ndarray = (as_float(images_NCHW[row]) * 255).round().byte().permute(1, 2, 0).numpy()
-        return image_HWC
+    def picture(row: int) -> Image.Image:
+        image_HWC = (as_float(images_NCHW[row]) * 255).round().byte().permute(1, 2, 0).numpy()
+        return Image.fromarray(image_HWC.squeeze(2) if image_HWC.shape[2] == 1 else image_HWC)
 
     can_be_shown = len(cfg.data.input_shape) == 3 and cfg.data.input_shape[0] in (1, 3)
     runengine.write_look(run, pd.DataFrame(table), picture if can_be_shown else None)

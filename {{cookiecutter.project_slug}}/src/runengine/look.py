@@ -16,6 +16,7 @@ import importlib
 import io
 import json
 import math
+import mimetypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,6 @@ from .settings.files import atomic_write
 from .tracking.results import send_again
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 SUMMARY = "Write a page of the test split with a run's answers."
@@ -39,15 +39,13 @@ MOST_PIXELS = 128  # of the longer side of a picture
 LOSS = "loss"
 
 
-def write_look(
-    run: Run, table: pd.DataFrame, picture: Callable[[int], np.ndarray] | None = None, *, sort: str = LOSS
-) -> None:
+def write_look(run: Run, table: pd.DataFrame, picture: Callable[[int], Any] | None = None, *, sort: str = LOSS) -> None:
     """Write `look.html` into the run's folder: a table that is sorted and filtered in the browser.
 
     Args:
         run: whose answers they are.
         table: a row for each example: numbers and texts, by the names of their columns.
-        picture: the picture of a row, by its number, uint8: H W, H W 1 or H W 3.
+        picture: the picture of a row, by its number, as Pillow has it: `PIL`'s `fromarray` makes it of an array.
         sort: the column by which the rows stand at first, the greatest on top. Of more than 5000 the first are shown.
 
     Raises:
@@ -89,17 +87,12 @@ def _plain(value: Any) -> str | float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _png(array: np.ndarray) -> str:
+def _png(picture: Any) -> str:
     """As an address that holds the picture itself."""
-    from PIL import Image
-
-    if array.dtype.name != "uint8":
-        raise UserError(f"a picture must hold uint8, got {array.dtype}. Multiply what lies in 0..1 by 255, and round.")
-    image = Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)
-    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
     file = io.BytesIO()
-    image.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.save(file, format="PNG")
+    return f"data:{mimetypes.types_map['.png']};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def look(run: Run) -> Path:
