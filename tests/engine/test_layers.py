@@ -17,6 +17,7 @@ TOP = {
     "__main__",
     "list_jobs",
     "list_runs",
+    "look",
     "model_card",
     "program",
     "repository",
