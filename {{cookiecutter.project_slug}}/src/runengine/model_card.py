@@ -80,13 +80,13 @@ def model_card(run: Run) -> str:
         metrics_table({name: best[name] for name in best if name not in NO_METRICS}),
         metrics_table(test) or f"The test split was not measured: `{run.test_command()}` does it.",
         "One run is one draw: another seed gives another figure.",
-        *exported(run),
     ]  # fmt: skip
     for file in sorted(run.folder.glob("[!.]*.csv")):
         if file != run.history and (shown := small_table(file)):
             parts += [f"### {file.stem.replace('_', ' ')}", shown]
     settings = [(f"`{key}`", f"`{value}`") for key, value in flatten(OmegaConf.create(deciding(cfg)))]
-    return "\n\n".join(part for part in [*parts, "## Settings", table(("setting", "value"), settings)] if part)
+    parts += [*exported(run), "## Settings", table(("setting", "value"), settings)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def exported(run: Run) -> list[str]:

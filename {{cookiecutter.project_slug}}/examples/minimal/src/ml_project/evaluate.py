@@ -27,8 +27,8 @@ def look(run: runengine.Run) -> None:
     with torch.inference_mode():
         answers_N = task(features_NF)
     table = pd.DataFrame(features_NF.numpy()).add_prefix("feature ")
-    table["target"], table["predicted"] = targets_N, answers_N
-    table["loss"] = (answers_N - targets_N).square()
+    table["target"], table["predicted"] = targets_N.numpy(), answers_N.numpy()
+    table["loss"] = (answers_N - targets_N).square().numpy()
     runengine.write_look(run, table)
 
 
