@@ -114,6 +114,11 @@ class Chosen(nn.Module):
     def forward(self, x):
         return torch.where(x[:1] > 0, x > 1, x < -1)
 
+class Raises(nn.Module):
+    def forward(self, x):
+        if torch.compiler.is_exporting(): raise ValueError("not while it is exported")
+        return x
+
 class Once(nn.Module):
     def forward(self, x):
         return -x if torch.compiler.is_exporting() else x
@@ -303,6 +308,21 @@ def test_a_run_is_exported_listed_in_its_card_and_exported_again_after_it_was_re
     run_training(f"run_dir={run.folder}", "trainer.max_epochs=2")
     assert not run.exports.exists()
     assert not (run.folder / "exports").exists()
+
+
+def test_an_export_that_makes_nothing_does_not_pass_an_earlier_one_for_new(
+    run_training: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runengine.tracking.payload import files_of
+
+    run = run_training("trainer.max_epochs=1", "model=mlp")
+    export(run, "pt2")
+    export(run, "pt2")  # again is no fault
+    (run.folder / "exports/model.onnx.new").touch()  # of one that was killed
+    assert [name for name in files_of(run) if name.startswith("exports/")] == ["exports/model.pt2"]
+    monkeypatch.setattr("ml_project.predict.export", lambda _: None)
+    with pytest.raises(UserError, match=r"^ml_project.predict.export has made no model for .* runengine.save_model.$"):
+        export(run, "pt2")
 
 
 def test_a_model_that_is_not_what_was_compared_is_not_promoted(run_training: Train) -> None:

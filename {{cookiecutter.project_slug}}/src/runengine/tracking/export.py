@@ -57,8 +57,12 @@ def export(run: Run, format: str) -> dict[str, Any]:
     print(f"exporting the model of {run.folder}", file=sys.stderr)
     if changed := code_changed_since(run):
         log.warning("the model is exported by today's code: %s changed since the run was trained", listed(changed))
+    place = run.folder / FORMATS[format][0]
+    before = place.stat().st_ino if place.exists() else None
     function(Run(run.folder, run.starts_over, format))
-    if not (run.folder / FORMATS[format][0]).exists():
+    if (
+        not place.exists() or place.stat().st_ino == before
+    ):  # an earlier one may be there: each is made under another name
         raise UserError(f"{name}.export has made no model for {run.folder}. Let it call runengine.save_model.")
     made: dict[str, Any] = read_json(run.exports)[format]
     return made
@@ -131,7 +135,7 @@ def save_model(
             report = _write(new, served, ways, measure)
         except Exception as error:  # whatever a model or an exporter raises
             _delete(new)
-            if new.parent.is_dir() and not any(new.parent.iterdir()):
+            if new.parent != run.folder and new.parent.is_dir() and not any(new.parent.iterdir()):
                 new.parent.rmdir()
             known = isinstance(error, UserError)
             why = str(error) if known else f"{type(error).__name__}: {first_line(error)}"

@@ -22,7 +22,7 @@ from ..settings.files import parse_lines
 # what the owner leaves in the folder of a run goes along, whatever its name
 RUN_FILES = (
     "*.yaml", "*.json", "*.csv", "*.parquet", "*.txt", "*.log", "*.diff", "*.md", "*.html", "*.png", "*.svg", "*.pdf",
-    "model/**/*", "exports/*",
+    "model/**/*", "exports/*.onnx", "exports/*.pt2",
 )  # fmt: skip
 CHECKPOINTS = {"none": (), "best": (Run.best.name,), "all": (Run.best.name, Run.last.name)}  # by tracking.checkpoints
 # these say what MLflow has, or what it gets as metrics
