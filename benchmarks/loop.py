@@ -5,6 +5,7 @@
     python benchmarks/loop.py --device cuda          # a ResNet-like model on a GPU
     python benchmarks/loop.py --choices              # what the engine takes of the device, one after the other left out
     python benchmarks/loop.py --waits                # how often a step waits for the device
+    python benchmarks/loop.py --processes            # each row in a process of its own, from its start to its end
 
 From Lightning on, every row does what the row above it does and one thing more; the last is what `train` does by
 default. All see batches of the same sizes, validate after each epoch, and are taken in turns. Time is that of the whole
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,34 @@ def rows(loops: Loops) -> dict[str, Callable[[], float]]:
     }
 
 
+def processes(loops: Loops) -> dict[str, Callable[[], float]]:
+    """What is compared as a program: at a terminal it draws the progress bar."""
+    table = rows(loops)
+    kept = ("bare PyTorch, DataLoader", "Fabric, batches by index", "Lightning")
+    return {name: table[name] for name in kept} | {
+        "all that is on by default, tracking=off": lambda: loops.whole("tracking=off"),
+        "all that is on by default": loops.whole,
+    }
+
+
+def process(work: Work, row: str, package: str) -> tuple[float, float]:
+    """One row as a program: seconds from its start to its end, and the most memory that it held at once, in MB."""
+    program = f"import loop; loop.alone({work.name!r}, {row!r}, {package!r})"
+    started = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"error: {row} failed, and says above why")
+    return time.perf_counter() - started, used.ru_maxrss / 1024
+
+
+def alone(name: str, row: str, package: str) -> None:
+    """What such a process does."""
+    work = next(each for each in [*WORKS["cpu"], QUICK] if each.name == name)
+    with in_a_folder(work, package, "cpu") as loops, contextlib.redirect_stderr(Terminal()):
+        processes(loops)[row]()
+
+
 def choices(loops: Loops) -> dict[str, Callable[[], float]]:
     """All that the engine takes of the device, and each thing left out."""
     from runengine.training import device
@@ -361,6 +390,33 @@ def waits(loops: Loops) -> None:
         print(f"  {row:42}  waits a step: {found}")
 
 
+@contextlib.contextmanager
+def in_a_folder(work: Work, package: str, device: str) -> Iterator[Loops]:
+    """Data and runs of this work in a folder that goes away."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name, "pyproject.toml")  # runs go here
+        root.write_text(f'[tool.runengine]\npackage = "{package}"\ntargets = ["loop.mlp", "loop.resnet"]\n')
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
+        with contextlib.chdir(name):
+            yield Loops(package, work, Path(name), device)
+
+
+def compare_processes(package: str, works: list[Work], rounds: int) -> None:
+    for work in works:
+        with in_a_folder(work, package, "cpu") as loops:
+            names = list(processes(loops))
+        used: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                used[name].append(process(work, name, package))
+        print(f"\n{work.name:44}   s a process  of bare  peak MB  of bare")
+        bare_s, bare_mb = (statistics.median(each[at] for each in used[names[0]]) for at in (0, 1))
+        for name, values in used.items():
+            seconds, megabytes = (statistics.median(each[at] for each in values) for at in (0, 1))
+            times = f"{seconds:11.1f}     {seconds / bare_s:.2f}"
+            print(f"  {name:42}  {times}  {megabytes:7.0f}     {megabytes / bare_mb:.2f}")
+
+
 def measure(package: str, device: str, works: list[Work], rounds: int, *, what: str) -> None:
     import torch
 
@@ -369,17 +425,14 @@ def measure(package: str, device: str, works: list[Work], rounds: int, *, what: 
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, device "
         f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}; median of {rounds} rounds, in turns"
     )
+    if what == "processes":
+        compare_processes(package, works, rounds)
+        return
     for work in works:
-        with tempfile.TemporaryDirectory() as name:
-            root = Path(name, "pyproject.toml")  # runs go here
-            root.write_text(f'[tool.runengine]\npackage = "{package}"\ntargets = ["loop.mlp", "loop.resnet"]\n')
-            os.chdir(name)
-            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
-            loops = Loops(package, work, Path(name), device)
+        with in_a_folder(work, package, device) as loops:
             if what == "waits":
                 print(f"\n{work.name}")
                 waits(loops)
-                os.chdir("/")
                 continue
             table = rows(loops) if what == "layers" else choices(loops)
             seconds: dict[str, list[float]] = {row: [] for row in table}
@@ -387,7 +440,6 @@ def measure(package: str, device: str, works: list[Work], rounds: int, *, what: 
                 for row, loop in table.items():
                     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Terminal()):
                         seconds[row].append(loop())
-            os.chdir("/")
         first = next(iter(seconds))
         bare = seconds[first]
         print(f"\n{work.name:44}  ms an epoch  {'of bare' if what == 'layers' else ' of all'}    share")
@@ -417,6 +469,7 @@ def main() -> None:
     parser.add_argument("--package", default="my_project")
     parser.add_argument("--choices", dest="what", action="store_const", const="choices", default="layers")
     parser.add_argument("--waits", dest="what", action="store_const", const="waits")
+    parser.add_argument("--processes", dest="what", action="store_const", const="processes")
     arguments = parser.parse_args()
     python = arguments.project / ".venv/bin/python"
     if not python.exists():

@@ -23,6 +23,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import inspect
 import sys
@@ -100,17 +101,38 @@ def allow_targets(names: Collection[str]) -> None:
         utils.execution_whitelist(sorted(names)).__enter__()
 
 
-def import_torchmetrics() -> None:
-    """Import it before Lightning does, and without scipy.signal: torchmetrics gives that an alias for one package."""
-    if sys.modules.keys() & {"torchmetrics", "scipy.signal"} or importlib.util.find_spec("gammatone"):
+@contextmanager
+def importing(library: str) -> Iterator[None]:
+    """Import a large library in half the time.
+
+    Its half a million objects are there to stay, and Python's collector would look through them again and again: while
+    they are imported, in the training, and once more at the end of the process.
+    """
+    if library in sys.modules:
+        yield
         return
-    stand_in = ModuleType("scipy.signal")
-    vars(stand_in)["hamming"] = None  # the alias: that it is there is all that is asked
-    sys.modules["scipy.signal"] = stand_in
+    collected = gc.isenabled()
+    gc.disable()
     try:
-        import torchmetrics  # noqa: F401
+        yield
     finally:
-        del sys.modules["scipy.signal"]
+        gc.freeze()
+        if collected:
+            gc.enable()
+
+
+def import_lightning() -> None:
+    """Import torch and Lightning, and torchmetrics without scipy.signal: it gives that an alias for one package."""
+    with importing("pytorch_lightning"):
+        if not (sys.modules.keys() & {"torchmetrics", "scipy.signal"} or importlib.util.find_spec("gammatone")):
+            stand_in = ModuleType("scipy.signal")
+            vars(stand_in)["hamming"] = None  # the alias: that it is there is all that is asked
+            sys.modules["scipy.signal"] = stand_in
+            try:
+                import torchmetrics  # noqa: F401
+            finally:
+                del sys.modules["scipy.signal"]
+        import pytorch_lightning  # noqa: F401
 
 
 def progress(trainer: pl.Trainer) -> tuple[int, int]:

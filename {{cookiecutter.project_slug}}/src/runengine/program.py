@@ -24,7 +24,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .compat import hydra_defaults, import_torchmetrics, keep_ways_of_hydra_1_3
+from .compat import hydra_defaults, import_lightning, keep_ways_of_hydra_1_3
 from .launch import slurm
 from .runs.find import with_folder
 from .runs.resolve import resolve_run
@@ -119,7 +119,7 @@ class Program:
                 sync([run])
             return run
         access = Access(cfg.tracking.mlflow_uri if asks else None)  # asked while torch is imported
-        import_torchmetrics()
+        import_lightning()
         import pytorch_lightning as pl
 
         quiet_lightning()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..compat import import_torchmetrics
+from ..compat import import_lightning
 from ..settings.console import listed
 from ..settings.errors import UserError
 from .find import find_checkpoint
@@ -36,7 +36,7 @@ def load(run: Run | Path | str | None) -> Trained:
         UserError: the run is damaged, or its script or model is another by now.
     """
     run, checkpoint = find_checkpoint(run)
-    import_torchmetrics()
+    import_lightning()
     cfg, script = load_config(run, complete=True), run.script()
     absent = [name for name in ("build_task", "build_data") if not hasattr(script, name)]
     if absent:

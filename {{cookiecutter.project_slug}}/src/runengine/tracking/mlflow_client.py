@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from ..compat import importing
 from ..settings.console import first_line
 from ..settings.errors import UserError
 
@@ -60,7 +61,8 @@ def is_new(uri: str) -> bool:
 def mlflow_client(uri: str) -> MlflowClient:
     """A client of this store."""
     quiet_mlflow()
-    import mlflow
+    with importing("mlflow"):
+        import mlflow
 
     file = _database(uri)
     with _one_at_a_time(file):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from ..compat import import_lightning
 from ..runs.find import find
 from ..runs.run import Run, load_config
 from ..settings import process
@@ -69,6 +70,7 @@ def measure(evaluate: Callable[[Run], Mapping[str, float]], say: Callable[[Mappi
         )
         parser.add_argument("run", nargs="?", help="the folder of a run, @last or @best; without it the newest")
         run = find(parser.parse_args().run)
+        import_lightning()
         print(say(evaluate(run)))
         print(f"run folder     {os.path.relpath(run.folder)}")
         print("see it         make mlflow")

@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..compat import importing
 from ..runs.run import Run
 from ..settings import project
 from .mlflow_client import is_new, mlflow_client, quiet_mlflow, refusal, why, without_password
@@ -143,7 +144,8 @@ def serve(answer: Callable[..., None]) -> None:
 
     def ready() -> None:
         try:
-            import mlflow  # noqa: F401
+            with importing("mlflow"):
+                import mlflow  # noqa: F401
         finally:  # what fails here fails again where it is needed, and is reported there
             imported.set()
             answer(ready=True)

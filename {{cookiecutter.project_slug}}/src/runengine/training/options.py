@@ -26,6 +26,7 @@ from . import device, distributed
 from .checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from .device import Choice
 from .history import History
+from .hooks import NoEmptyHooks
 from .progress_bar import EpochBar
 from .rank_state import RankState
 from .signals import Signals
@@ -77,6 +78,7 @@ def callbacks(
     return [
         history,
         RankState(),
+        NoEmptyHooks(),
         *([EarlyStopping(metric, patience=patience, mode=mode)] if patience and metric else []),
         *([EpochBar()] if sys.stderr.isatty() and process.rank() == 0 else []),
         *(others or []),
