@@ -23,6 +23,8 @@ HYDRA = "import hydra"
 TORCH = "import torch, pytorch_lightning"
 FIRST_STEP = """
 import os, sys
+from runengine.compat import import_lightning
+import_lightning()  # as the program does it, before anything of the project is imported
 from {package}.task import ImageClassifier
 from {package}.train import train
 ImageClassifier.training_step = lambda *_: os._exit(0)
