@@ -22,12 +22,13 @@ QUICK = {"trainer.max_epochs": "1", "seeds": "2", "search.trials": "2", "trainer
 ALWAYS = ("trainer.max_epochs", "trainer.limit_train_batches")
 # Imports what takes long once; then each line is a program, which a copy of this process runs.
 SERVER = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 path = [*sys.path[1:], sys.argv[1]]
 sys.path.append(sys.argv[1])
 import forked
 import hydra, matplotlib.pyplot, mlflow, optuna, pytest, pytorch_lightning, scipy.stats, sklearn.metrics, torch
 import torchmetrics
+gc.freeze()  # the children look at what they make themselves
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
