@@ -18,7 +18,7 @@ def test_the_engine_keeps_its_promises(python: Path, env: dict[str, str], tmp_pa
     here = {
         **env,
         "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{onnx}",
-        "PYTHONPYCACHEPREFIX": str(tmp_path / "pyc"),  # nothing is left in the template, and nothing compiled twice
+        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'b'}", "-c", "pyproject.toml"]
