@@ -329,9 +329,9 @@ def processes(loops: Loops) -> dict[str, Callable[[], float]]:
     }
 
 
-def process(work: Work, row: str, package: str) -> tuple[float, float]:
+def process(work: Work, row: str, package: str, device: str) -> tuple[float, float]:
     """One row as a program: seconds from its start to its end, and the most memory that it held at once, in MB."""
-    program = f"import loop; loop.alone({work.name!r}, {row!r}, {package!r})"
+    program = f"import loop; loop.alone({work.name!r}, {row!r}, {package!r}, {device!r})"
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
@@ -340,10 +340,10 @@ def process(work: Work, row: str, package: str) -> tuple[float, float]:
     return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
-def alone(name: str, row: str, package: str) -> None:
+def alone(name: str, row: str, package: str, device: str) -> None:
     """What such a process does."""
-    work = next(each for each in [*WORKS["cpu"], QUICK] if each.name == name)
-    with in_a_folder(work, package, "cpu") as loops, contextlib.redirect_stderr(Terminal()):
+    work = next(each for each in [*WORKS[device], QUICK] if each.name == name)
+    with in_a_folder(work, package, device) as loops, contextlib.redirect_stderr(Terminal()):
         processes(loops)[row]()
 
 
@@ -401,14 +401,14 @@ def in_a_folder(work: Work, package: str, device: str) -> Iterator[Loops]:
             yield Loops(package, work, Path(name), device)
 
 
-def compare_processes(package: str, works: list[Work], rounds: int) -> None:
+def compare_processes(package: str, device: str, works: list[Work], rounds: int) -> None:
     for work in works:
-        with in_a_folder(work, package, "cpu") as loops:
+        with in_a_folder(work, package, device) as loops:
             names = list(processes(loops))
         used: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(rounds):
             for name in names:
-                used[name].append(process(work, name, package))
+                used[name].append(process(work, name, package, device))
         print(f"\n{work.name:44}   s a process  of bare  peak MB  of bare")
         bare_s, bare_mb = (statistics.median(each[at] for each in used[names[0]]) for at in (0, 1))
         for name, values in used.items():
@@ -426,7 +426,7 @@ def measure(package: str, device: str, works: list[Work], rounds: int, *, what: 
         f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}; median of {rounds} rounds, in turns"
     )
     if what == "processes":
-        compare_processes(package, works, rounds)
+        compare_processes(package, device, works, rounds)
         return
     for work in works:
         with in_a_folder(work, package, device) as loops:

@@ -20,6 +20,7 @@ LINES = {
     "scale.py sweep": "tracking=off  ",
     "startup.py": "first step, tracking=off  ",
     "loop.py": "+ tracking: all that is on by default  ",
+    "loop.py --processes": "all that is on by default  ",
     "scale.py data": "shuffled batches, 2 workers  ",
     "gpu.py": "the report is ",
     "generation.py": "whole / bare, pair by pair: ",

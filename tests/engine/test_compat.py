@@ -33,3 +33,10 @@ def test_a_collector_that_somebody_switched_off_stays_off() -> None:
 
 def test_where_lightning_was_there_already_nothing_is_changed() -> None:
     assert said("import pytorch_lightning") == ["True", "False", "True"]
+
+
+def test_where_torch_was_there_what_somebody_made_with_it_can_still_be_collected() -> None:
+    cycle = "import torch, weakref\nmodel = torch.nn.Linear(1, 1)\nmodel.itself = [model]\nseen = weakref.ref(model)"
+    program = PROGRAM.format(before=cycle) + "del model\ngc.collect()\nprint(seen() is None)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert out == ["True", "False", "True", "True"]

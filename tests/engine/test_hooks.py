@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LambdaCallback
-from runengine.training.hooks import EACH_EVALUATION, EACH_STEP, NoEmptyHooks
+from runengine.training.hooks import EACH_STEP, EACH_VALIDATION, NoEmptyHooks
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -86,15 +86,15 @@ def test_hooks_that_nobody_implements_are_hidden_while_it_trains_and_no_longer(t
 
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             owners = [*trainer.callbacks, pl_module]  # type: ignore[attr-defined]
-            self.hidden = sum(getattr(each, name) is None for each in owners for name in EACH_STEP + EACH_EVALUATION)
+            self.hidden = sum(getattr(each, name) is None for each in owners for name in EACH_STEP + EACH_VALIDATION)
 
     task, own, looks = Line(), Own([]), Looks()
     fit(task, tmp_path, own, looks)
-    # two callbacks that implement none of the ten, one that implements two, and the task, of its six
-    assert looks.hidden == 10 + 10 + 8 + 5
+    # two callbacks that implement none of the eight, one that implements two, and the task, of its six
+    assert looks.hidden == 8 + 8 + 6 + 5
     for each in (task, own, looks):
-        assert all(callable(getattr(each, name)) for name in EACH_STEP + EACH_EVALUATION)
-        assert not {*EACH_STEP, *EACH_EVALUATION} & each.__dict__.keys()
+        assert all(callable(getattr(each, name)) for name in EACH_STEP + EACH_VALIDATION)
+        assert not {*EACH_STEP, *EACH_VALIDATION} & each.__dict__.keys()
 
 
 def test_an_error_in_training_leaves_no_hook_hidden(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_an_error_in_training_leaves_no_hook_hidden(tmp_path: Path) -> None:
     task, fails = Line(), Fails()
     with pytest.raises(RuntimeError, match="no"):
         fit(task, tmp_path, fails)
-    assert all(callable(getattr(each, name)) for each in (task, fails) for name in EACH_STEP + EACH_EVALUATION)
+    assert all(callable(getattr(each, name)) for each in (task, fails) for name in EACH_STEP + EACH_VALIDATION)

@@ -106,17 +106,19 @@ def importing(library: str) -> Iterator[None]:
     """Import a large library in half the time.
 
     Its half a million objects are there to stay, and Python's collector would look through them again and again: while
-    they are imported, in the training, and once more at the end of the process.
+    they are imported, in the training, and once more at the end of the process. Where torch is there already, what
+    somebody has made with it could be kept for good by that: then the collector is only off meanwhile.
     """
     if library in sys.modules:
         yield
         return
-    collected = gc.isenabled()
+    collected, at_the_start = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if at_the_start:
+            gc.freeze()
         if collected:
             gc.enable()
 

@@ -1,4 +1,4 @@
-"""Hooks that nobody implements are not called: Lightning asks some sixty times a step, whatever is in them."""
+"""Hooks that nobody implements are not called: Lightning asks every callback six times a step, whatever is in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EACH_STEP = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
-EACH_EVALUATION = ("on_validation_batch_start", "on_validation_batch_end", "on_test_batch_start", "on_test_batch_end")
+EACH_VALIDATION = ("on_validation_batch_start", "on_validation_batch_end")
 
 
 class NoEmptyHooks(Callback):
@@ -30,7 +30,7 @@ class NoEmptyHooks(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            self._hide(callback, Callback, EACH_STEP + EACH_EVALUATION)
+            self._hide(callback, Callback, EACH_STEP + EACH_VALIDATION)
         self._hide(pl_module, pl.LightningModule, EACH_STEP)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
