@@ -154,7 +154,10 @@ def test_the_bar_is_drawn_by_time(
     drawn = re.findall(r"(\d+)/(\d+)", out.text)
     assert fewest <= len(drawn) <= most
     assert drawn[-1] == (str(STEPS), str(STEPS))  # what is left at the end
-    assert "val/loss" in out.text
+    assert f"epoch {EPOCHS} of {EPOCHS}: 100%" in out.text
+    lines = re.findall(r"(.*)(epoch \d of \d  train/.*)\n", out.text)
+    assert len(lines) == EPOCHS
+    assert all(before == "" or before.endswith(("\r", "\x1b[A")) for before, _ in lines)  # never behind a bar
 
 
 def test_a_step_on_the_cpu_is_one_kernel(run_training: Train) -> None:

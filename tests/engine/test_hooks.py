@@ -1,14 +1,19 @@
-"""Hooks that nobody implements: hidden while `fit` runs, and there before and after it."""
+"""Hooks that nobody implements are hidden while `fit` runs; what is logged in an epoch's last hooks is in its row."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from ml_project.task import ImageClassifier
 from pytorch_lightning.callbacks import Callback, LambdaCallback
+from runengine import Run
+from runengine.settings.errors import UserError
 from runengine.training.hooks import EACH_STEP, EACH_VALIDATION, NoEmptyHooks
 from torch import nn
 from torch.utils.data import DataLoader
@@ -106,3 +111,36 @@ def test_an_error_in_training_leaves_no_hook_hidden(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no"):
         fit(task, tmp_path, fails)
     assert all(callable(getattr(each, name)) for each in (task, fails) for name in EACH_STEP + EACH_VALIDATION)
+
+
+class LogsLate(Callback):
+    """What it sees of an epoch it logs when the epoch is over, as a callback of Lightning's documentation does."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("late/step", float(trainer.global_step))
+
+
+def test_what_a_callback_and_the_task_log_at_the_end_of_an_epoch_is_in_its_row(
+    run_training: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_late(self: ImageClassifier) -> None:
+        self.log("late/distance", abs(self.trainer.current_epoch - 1.0))
+
+    monkeypatch.setattr(ImageClassifier, "on_train_epoch_end", log_late)
+    with Path("pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write('targets = ["test_hooks.LogsLate"]\n')
+    run = run_training(
+        "trainer.max_epochs=4", "patience=3", "monitor.metric=late/distance", "monitor.mode=min",
+        "+callbacks.late._target_=test_hooks.LogsLate",
+    )  # fmt: skip
+    with run.history.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["late/step"]) for row in rows] == [float(row["step"]) for row in rows]
+    assert [float(row["late/distance"]) for row in rows] == [1, 0, 1, 2]
+    assert torch.load(run.best, weights_only=True)["epoch"] == 1
+    assert "late/distance" in run.metrics.read_text(encoding="utf-8")
+
+
+def test_with_patience_a_metric_that_nobody_logs_is_refused_in_our_words(run_training: Callable[..., Run]) -> None:
+    with pytest.raises(UserError, match=r"monitor\.metric is val/other, but the task has logged .*Log it"):
+        run_training("patience=3", "monitor.metric=val/other")

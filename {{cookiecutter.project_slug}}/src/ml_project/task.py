@@ -107,4 +107,4 @@ class ImageClassifier(pl.LightningModule):
     def _log(self, stage: str, mean_loss: Metric, accuracy: Metric) -> None:
         """The means over the epoch."""
         for name, metric in ((f"{stage}/loss", mean_loss), (f"{stage}/accuracy", accuracy)):
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
+            self.log(name, metric, on_step=False, on_epoch=True)

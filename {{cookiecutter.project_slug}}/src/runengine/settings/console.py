@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 
 def open_log(file: Path) -> None:
     """Messages to the terminal; the same with the time, and every warning, to this file."""
     in_file = logging.FileHandler(file, encoding="utf-8")
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    on_screen = logging.StreamHandler(sys.stdout)
+    on_screen = _Screen(sys.stdout)
     on_screen.setFormatter(_ScreenFormatter())
-    on_screen.addFilter(_for_the_screen)
     logging.basicConfig(level=logging.INFO, handlers=[in_file, on_screen], force=True)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk or a closed terminal is no reason for a traceback of each message
@@ -62,9 +63,15 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
-def _for_the_screen(record: logging.LogRecord) -> bool:
-    """Not the lines of each epoch, where the progress bar shows the same; no traceback, which Python prints itself."""
-    return not record.exc_info and not (record.name.endswith(".callbacks") and sys.stderr.isatty())
+class _Screen(logging.StreamHandler[TextIO]):
+    """The terminal: no traceback, which Python prints itself; no line in the middle of a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            return
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(self.stream) if bars else contextlib.nullcontext():
+            super().emit(record)
 
 
 class _ScreenFormatter(logging.Formatter):

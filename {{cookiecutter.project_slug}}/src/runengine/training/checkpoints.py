@@ -19,7 +19,7 @@ from ..compat import in_a_resumed_epoch
 from ..runs.run import Run
 from ..runs.weights import refuse_damaged
 from ..settings.errors import UserError
-from .history import loss_of
+from .history import History, loss_of
 from .signals import Signals, Stopped
 
 LOSS_CHECK_STEPS = 50  # on a GPU the loss is looked at so often: each look waits for the GPU
@@ -78,7 +78,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, which forgets its best value where the folder has another name than before: runs are moved."""
+    """Lightning's, which forgets its best value where the folder has another name than before: runs are moved.
+
+    Before it looks at an epoch, it adds the epoch's row: `Checkpoint`s come behind the task and the other callbacks.
+    """
+
+    def __init__(self, history: History, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.history = history
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.history.add_row(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         folder = Path(str(self.dirpath))

@@ -106,7 +106,8 @@ class History(Callback):
         if not trainer.sanity_checking:
             self.validated, self.validation = True, stage_metrics(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def add_row(self, trainer: pl.Trainer) -> None:
+        """Of this epoch; `BestCheckpoint` calls it, behind all who log."""
         metrics, self.validation = dict(sorted((stage_metrics(trainer) | self.validation).items())), {}
         place = {
             "epoch": self.epochs_before + trainer.current_epoch,
@@ -115,7 +116,7 @@ class History(Callback):
         self.rows.append({**place, **metrics})
         self.lines.append(json.dumps(self.rows[-1]))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        log.info("epoch %d of %s  %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
+        log.info("%s  %s", name_of_epoch(trainer), shown)
         if self.tracker:
             self.write()
             # with the validation's time, which is the user's time, too
@@ -207,6 +208,12 @@ class Clock:
 
     def examples_per_s(self) -> float:
         return self.num_examples / max(self.s(), 1e-9)
+
+
+def name_of_epoch(trainer: pl.Trainer) -> str:
+    """`epoch 3 of 20`; without the end of a training whose epochs nothing limits."""
+    of_all = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
+    return f"epoch {trainer.current_epoch + 1}{of_all}"
 
 
 def validates(trainer: pl.Trainer) -> bool:

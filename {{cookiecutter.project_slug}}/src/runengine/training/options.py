@@ -73,16 +73,20 @@ def callbacks(
     every_minutes: float | None = None,
     others: list[pl.Callback] | None = None,
 ) -> list[pl.Callback]:
-    """In this order: `last` is written last, so it knows what is best, and whether training has ended early."""
+    """In this order: `last` is written last, so it knows what is best, and whether training has ended early.
+
+    At the end of an epoch Lightning calls checkpoints behind the task and the other callbacks; the row is added there,
+    by the first of them. A metric that nobody logs is refused with it, not by `EarlyStopping`, which is called before.
+    """
     metric, mode = history.metric, history.mode
     return [
         history,
         RankState(),
         NoEmptyHooks(),
-        *([EarlyStopping(metric, patience=patience, mode=mode)] if patience and metric else []),
+        *([EarlyStopping(metric, patience=patience, mode=mode, strict=False)] if patience and metric else []),
         *([EpochBar()] if sys.stderr.isatty() and process.rank() == 0 else []),
-        *(others or []),
         BestCheckpoint(
+            history,
             dirpath=run.checkpoints,
             filename="best",
             monitor=metric,
@@ -90,6 +94,7 @@ def callbacks(
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),
+        *(others or []),
         LastCheckpoint(run.last, signals, metric, every_n_steps, every_minutes),
     ]
 

@@ -9,11 +9,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
+from .history import name_of_epoch
+
 EVERY_S = 0.1
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, drawn ten times a second at most, and without the number of the logger's version."""
+    """Lightning's bar, drawn ten times a second at most; it counts the epochs as the log does, from 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +26,10 @@ class EpochBar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         return self._by_time(super().init_validation_tqdm())
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(name_of_epoch(trainer), refresh=False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

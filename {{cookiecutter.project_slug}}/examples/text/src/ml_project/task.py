@@ -98,4 +98,4 @@ class LanguageModel(pl.LightningModule):
 
     def _log(self, stage: str, metric: Metric) -> None:
         """The mean over the epoch."""
-        self.log(f"{stage}/loss", metric, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(f"{stage}/loss", metric, on_step=False, on_epoch=True)
