@@ -261,6 +261,7 @@ def test_help_lists_every_target_in_one_line(project: Path, env: dict[str, str])
         "test",
         "train",
         "upgrade",
+        "wheelhouse",
     ]
     assert targets == wanted
     assert all(len(line) < 100 for line in lines)

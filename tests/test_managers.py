@@ -139,6 +139,8 @@ def test_a_project_is_set_up_and_trained(
     (project.path / "pyproject.toml").write_text(settings, encoding="utf-8")
     printed = run("make", "data", "train", "evaluate", cwd=project.path, env=env).output
     assert float(re.findall(r"^test accuracy  (\S+)$", printed, re.MULTILINE)[0]) >= 0.97
+    if manager == "uv":  # its environment has no pip; those of the others are the same to a wheelhouse
+        keep_wheels_and_set_up_without_an_index(project, env)
 
     take_engine_as_package(project.path)
     with (project.path / "pyproject.toml").open("a", encoding="utf-8") as file:
@@ -153,6 +155,47 @@ def test_a_project_is_set_up_and_trained(
     run("make", "train", "ARGS=experiment=smoke", cwd=moved, env=env)
     run("make", "setup", cwd=moved, env=env)
     assert run(moved / ".venv/bin/dvc", "--version", cwd=moved, env=env).output.startswith("3.")
+
+
+def keep_wheels_and_set_up_without_an_index(project: Project, env: dict[str, str]) -> None:
+    make = ["make", "setup", "WHEELHOUSE=wheelhouse"]
+    no_network = {**env, "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
+    again = "Get it again (dvc pull --force wheelhouse), or make it again with a network: make setup wheelhouse.\n"
+    refused = run(*make, cwd=project.path, env=no_network, expect=2).output
+    assert f"{project.path}/wheelhouse is no wheelhouse: it has no SHA256SUMS. {again}" in refused
+
+    run("make", "wheelhouse", "push", cwd=project.path, env=env)
+    wheels = {file.name for file in (project.path / "wheelhouse").iterdir()}
+    versions = environment_of(project, env)
+    assert not (project.path / ".wheelhouse-new").exists()
+
+    damaged, *lost = sorted((project.path / "wheelhouse").glob("n*.whl"))
+    damaged.chmod(0o644)
+    with damaged.open("ab") as file:
+        file.write(b"x")
+    assert f"{damaged} has changed. {again}" in run(*make, cwd=project.path, env=no_network, expect=2).output
+    for wheel in lost:
+        wheel.unlink()
+    refused = run(*make, cwd=project.path, env=no_network, expect=2).output
+    assert f"{lost[0]} is missing, with {len(lost) - 1} more. {again}" in refused
+    run(project.path / ".venv/bin/dvc", "pull", "--force", "wheelhouse", cwd=project.path, env=env)
+    assert {file.name for file in (project.path / "wheelhouse").iterdir()} == wheels
+
+    printed = run(*make, cwd=project.path, env=no_network).output
+    assert "PyTorch 2.13.0+cpu, build cpu, as asked for\n" in printed
+    assert re.search(r"\nenvironment +ok +\.venv, made from a wheelhouse\n", printed)
+    assert environment_of(project, env) == versions
+    run("make", "train", "ARGS=experiment=smoke", cwd=project.path, env=no_network)
+    run("git", "init", "--quiet", cwd=project.path)
+    in_git = run("git", "status", "--short", cwd=project.path).output.splitlines()
+    assert [line for line in in_git if "wheelhouse" in line] == ["?? wheelhouse.dvc"]
+    shutil.rmtree(project.path / ".git")
+
+
+def environment_of(project: Project, env: dict[str, str]) -> set[str]:
+    """Its packages, but for pip and what comes with it."""
+    listed = run("uv", "pip", "freeze", "--exclude-editable", cwd=project.path, env=env).output.splitlines()
+    return {line for line in listed if "==" in line and not line.startswith(("pip=", "setuptools="))}
 
 
 def kill_setup_in_the_middle(project: Path, env: dict[str, str]) -> None:

@@ -151,6 +151,8 @@ def test_manager_and_lock_file_are_those_of_the_project(make: Make, tmp_path: Pa
     assert_fails(
         check_setup.environment(here), f"made by venv, but the project asks for {manager}", "make clean-env setup"
     )
+    here.python = here.python._replace(made_by="wheelhouse")  # whatever the manager: its packages were those
+    assert_ok(check_setup.environment(here), "made from a wheelhouse")
 
 
 def test_packages_from_elsewhere_are_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

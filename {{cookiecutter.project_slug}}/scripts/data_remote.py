@@ -100,9 +100,12 @@ def main() -> None:
 
 
 def made(repo: Any, action: str) -> list[str]:
-    """What is pulled: of stages that have not run yet there is nothing in the remote, and DVC would call it missing."""
+    """What is pulled: of stages that have not run yet there is nothing in the remote, and DVC would call it missing.
+
+    The wheelhouse, which is large and seldom needed, only by its name: `make pull ARGS=wheelhouse`.
+    """
     outs = [out for out in repo.index.outs if out.use_cache]
-    names = [str(out) for out in outs if out.hash_info]
+    names = [str(out) for out in outs if out.hash_info and str(out) != "wheelhouse"]
     if action == "push" or len(names) == len(outs):
         return []
     if not names:

@@ -19,9 +19,8 @@ ifdef LD_LIBRARY_PATH
 export LD_LIBRARY_PATH := $(shell unset ISOLATE_OLD_USERSITE; . ./etc/conda/activate.d/project.sh; printf %s "$$LD_LIBRARY_PATH")
 endif
 
-setup: ## make the environment and check the PyTorch build
+environment:
 	@sh scripts/setup_env.sh setup $(BIN)/python $(READY)
-	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 # newer packages than the lock has:  rm conda-lock.txt && make clean-env setup lock
 lock: ## write the exact conda packages to conda-lock.txt, for the next setup

@@ -18,7 +18,7 @@ INSTALL_PYTHON = $(if $(shell command -v pyenv),pyenv install {{ cookiecutter.py
 
 .PHONY: lock lock-fresh clean-env
 
-setup: ## make the environment and check the PyTorch build
+environment:
 	@command -v poetry >/dev/null || { echo "error: poetry is not here. Install it (pipx install poetry), then run make setup again" >&2; exit 1; }
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 is here. Run: $(INSTALL_PYTHON)" >&2; exit 1; }
 	@$(if $(LOCKED),$(LOCK_OR_SAY))
@@ -32,7 +32,6 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something is unknown
 	@touch $(READY)
-	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 lock: ## take the newest versions that pyproject.toml allows into poetry.lock
 	$(POETRY) update --lock

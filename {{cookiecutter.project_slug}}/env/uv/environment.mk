@@ -11,7 +11,7 @@ UV := env -u VIRTUAL_ENV -u CONDA_PREFIX uv
 
 .PHONY: lock lock-fresh clean-env
 
-setup: ## make the environment and check the PyTorch build
+environment:
 	@command -v uv >/dev/null || { echo "error: uv is not here. Install it (https://docs.astral.sh/uv), then run make setup again" >&2; exit 1; }
 	@$(if $(LOCKED),$(LOCK_OR_SAY))
 	@# a package whose unpacking was interrupted counts as installed for uv: start over
@@ -22,7 +22,6 @@ setup: ## make the environment and check the PyTorch build
 	@rm -f $(UNFINISHED)
 	@$(BIN)/python -m runengine doctor --quick || test $$? -eq 2 # 2: something is unknown
 	@touch $(READY)
-	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 lock: ## take the newest versions that pyproject.toml allows into uv.lock
 	$(UV) lock --upgrade

@@ -9,10 +9,9 @@ export EXTRAS ?= dev
 BASE_PYTHON ?= $(firstword $(foreach p,python{{ cookiecutter.python_version }} python3 python python3.13 python3.12 python3.11,\
 	$(shell $(p) -c "import sys; (3, 11) <= sys.version_info < (3, 14) and print('$(p)')" 2>/dev/null)))
 
-setup: ## make the environment and check the PyTorch build
+environment:
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python from 3.11 to 3.13 was found. Install one, or name it: make setup BASE_PYTHON=..." >&2; exit 1; }
 	@$(BASE_PYTHON) scripts/setup_env.py setup
-	@$(MAKE) --no-print-directory settled dvc-ready store-ready offer
 
 .PHONY: lock lock-fresh clean-env
 

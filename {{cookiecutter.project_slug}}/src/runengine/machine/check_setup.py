@@ -41,6 +41,8 @@ def environment(machine: Machine) -> Result:
     if found.prefix.resolve() != place.resolve():
         fix = ". scripts/activate.sh" if place.is_dir() else "make setup"
         return fail(f"Python runs in {found.prefix}, not in this project's {place.name}", why, fix)
+    if found.made_by == "wheelhouse":
+        return ok(f"{place.name}, made from a wheelhouse")
     if found.made_by != maker:
         return fail(f"{place.name} was made by {found.made_by}, but the project asks for {manager}", why, REBUILD)
     lock = LOCKS.get(manager)

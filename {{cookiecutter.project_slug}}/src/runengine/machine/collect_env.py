@@ -117,7 +117,8 @@ def python(root: Path) -> Python:
     config = prefix / "pyvenv.cfg"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     settings = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in text.splitlines())}
-    made_by = next((name for name in ("uv", "virtualenv") if name in settings), "venv" if settings else "no manager")
+    makers = ("wheelhouse", "uv", "virtualenv")  # the first is said by scripts/wheelhouse.py
+    made_by = next((name for name in makers if name in settings), "venv" if settings else "no manager")
     if (prefix / "conda-meta").is_dir():
         made_by = "conda"
     foreign = [
