@@ -23,7 +23,8 @@ docs/from-lightning-hydra-template.md docs/index.md docs/kubernetes.md docs/metr
 docs/model.md docs/notebook.md
 docs/recipes.md docs/reference.py docs/remote.md docs/reproducibility.md docs/setting.md docs/slurm.md docs/sweep.md
 docs/tools.md docs/tracking.md docs/troubleshooting.md dvc.yaml environment.mk notebooks/first_look.ipynb pipeline.yaml
-pyproject.toml scripts/activate.sh scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch scripts/wheelhouse.py
+pyproject.toml scripts/activate.sh scripts/audit.py scripts/data_remote.py scripts/switch.sh scripts/train.sbatch
+scripts/wheelhouse.py
 src/PACKAGE/__init__.py src/PACKAGE/data.py src/PACKAGE/evaluate.py src/PACKAGE/model.py
 src/PACKAGE/predict.py src/PACKAGE/prepare.py src/PACKAGE/task.py src/PACKAGE/train.py
 src/PACKAGE/conf/__init__.py src/PACKAGE/conf/experiment/smoke.yaml src/PACKAGE/conf/optimizer/adamw.yaml

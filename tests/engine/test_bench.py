@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -520,6 +521,56 @@ def test_of_two_like_gpus_the_better_figure_is_kept() -> None:
     bench_files.keep_best(Path("bench.json"), {}, rows, gpus, NOW)
     kept = bench_files.read_best(Path("bench.json"))[gpus[0].known_as]
     assert kept["matrix product 8192^3, bf16"]["reached_tflop_s"] == 788
+
+
+@pytest.mark.parametrize(("second", "verdict", "note"), [
+    (788, "fine", ""),
+    (720, "fine", ""),  # within a tenth
+    (700, "slow", "a card of the same name reaches 13% more"),
+])  # fmt: skip
+def test_of_two_like_gpus_the_slower_one_is_named(second: float, verdict: str, note: str) -> None:
+    gpus = [machine("NVIDIA H200"), replace(machine("NVIDIA H200"), device="cuda:1")]
+    rows = [product("bf16", 788), replace(product("bf16", second), device="cuda:1")]
+    one, other = verdicts.judge(rows, gpus, {})
+    assert (one.verdict, one.note) == ("fine", "")
+    assert (other.verdict, other.note[: len(note)]) == (verdict, note)
+    gpus[1] = replace(machine("NVIDIA H100 80GB HBM3"), device="cuda:1")  # another card may be slower
+    assert verdicts.judge(rows, gpus, {})[1].note == ""
+
+
+def test_what_holds_a_clock_back_during_the_product_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    said = {"GPU-1-2": iter([0x1, 0x44])}  # idle; then its power limit, and heat
+    asked = threading.Event()
+
+    def reasons(card: str) -> int:
+        bits = next(said[card], 0)
+        if not bits:
+            asked.set()
+        return bits
+
+    def measure() -> Reading:
+        asked.wait(60)
+        return Reading(788.0, 0.01)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", reasons)
+    wanted = plan.Measurement(product("bf16", 0), measure)
+    row = bench.watched(wanted, torch.device("cuda", 0))
+    assert row.note == "its clock was held back meanwhile: heat (hardware), its power limit"
+    assert verdicts.judge([row], [machine("NVIDIA H200")], {})[0].note == row.note
+
+    def refuses(card: str) -> int:
+        asked.set()
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    asked.clear()
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", refuses)
+    assert bench.watched(wanted, torch.device("cuda", 0)).note == ""
+    assert bench.watched(wanted._replace(measure=lambda: Reading(1.0, 0.01)), torch.device("cpu")).note == ""
 
 
 def test_what_is_known_of_tensor_cores_is_no_standard_for_a_cpu() -> None:

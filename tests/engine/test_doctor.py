@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -460,6 +462,9 @@ def test_pinned_memory_reaches_the_gpu(make: Make) -> None:
     failed = Reading(None, "RuntimeError: CUDA error: OS call failed or operation not supported on this OS", True)
     here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 pinned": failed})
     assert_fails(check_computing.pinned(here), "OS call failed", "ulimit -l")
+    much = Reading(None, "RuntimeError: CUDA error: out of memory", True)
+    here = gpu_machine(make, torch=torch_readings((A100,)) | {"cuda:0 pinned, 1.0 GiB": much})
+    assert_fails(check_computing.pinned(here), "cuda:0 pinned, 1.0 GiB: RuntimeError: CUDA error: out of", ".wslconfig")
     assert check_computing.pinned(make(torch=torch_readings(()))).state == "skip"
 
 
@@ -553,6 +558,25 @@ def test_a_full_disk_a_tiny_dev_shm_few_descriptors_and_one_core(workplace: Path
     found = f"1 of {os.cpu_count()} cores may be used (set by the CPU affinity of this process); PyTorch takes 4"
     assert_fails(one_core, found, "export OMP_NUM_THREADS=1")
     assert_fails(store, "attempt to write a readonly database")
+
+
+def test_in_wsl_a_project_on_windows_disk_fails(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    here = make()
+    assert_ok(check_system.system(here), platform.machine())
+    assert "WSL" not in check_system.system(here).found
+    monkeypatch.setattr(platform, "release", lambda: "6.6.87.2-microsoft-standard-WSL2")
+    disks = {"/": "ext4", "/mnt/c": "9p"}
+
+    def mounted(all: bool) -> list[SimpleNamespace]:
+        return [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in disks.items()]
+
+    monkeypatch.setattr(psutil, "disk_partitions", mounted)
+    assert_ok(check_system.system(here), ", in WSL")
+    disks[str(here.root.parent)] = "9p"
+    found = f"in WSL: the project is on Windows' disk, in {here.root}"
+    assert_fails(check_system.system(here), found, f"mv {here.root} ~/")
 
 
 def test_a_place_with_enough_room_passes(make: Make, workplace: Path) -> None:

@@ -76,7 +76,7 @@ def installed(project: str) -> Iterator[tuple[str, str]]:
             url = f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else origin["url"]
             yield name, f"{name} @ {url}"
         elif normal(name) != normal(project):
-            fail(f"{name} was installed from a folder, {origin['url']}: it has no wheel. Install it from an index or Git")
+            fail(f"{name} comes from a folder, {origin['url']}: it has no wheel. Install it from Git or an index")
 
 
 def normal(name: str) -> str:

@@ -28,10 +28,12 @@ from ..settings.files import atomic_write
 from ..settings.start import typed_path
 from .bench_files import COMMAND, HISTORY, compare, keep_best, plain, read_best, result
 from .bench_table import table
-from .conditions import conditions, load_average, machine_of
+from .conditions import clock_reasons, conditions, load_average, machine_of
 from .verdicts import Machine, Row, judge
 
 if TYPE_CHECKING:
+    import torch
+
     from .plan import Measurement
     from .timing import Reading
 
@@ -66,9 +68,17 @@ def bench(budget_s: float = BUDGET_S, overrides: tuple[str, ...] = ()) -> tuple[
         for device, wanted in todo:
             bar.set_description(f"{wanted.row.what} {wanted.row.dtype}")
             with timing.using(device):
-                rows.append(attempt(wanted))
+                rows.append(watched(wanted, device) if wanted.row.kind == "product" else attempt(wanted))
             bar.update()
     return rows, [machine_of(device) for device in found]
+
+
+def watched(wanted: Measurement, device: torch.device) -> Row:
+    """Measure a row that keeps the whole device busy; a clock that was held back meanwhile is noted in it."""
+    with clock_reasons(device) as reasons:
+        row = attempt(wanted)
+    held_back = f"its clock was held back meanwhile: {', '.join(sorted(reasons))}" if reasons else ""
+    return replace(row, note="; ".join(filter(None, [row.note, held_back])))
 
 
 def attempt(wanted: Measurement) -> Row:

@@ -76,20 +76,21 @@ def together(machine: Machine) -> Result:
         return fail(
             f"NCCL over {num} GPUs: {error}",
             "trainer=ddp and trainer=fsdp need it",
-            "# Try NCCL_P2P_DISABLE=1; NCCL_DEBUG=INFO shows more",
+            "# Try NCCL_P2P_DISABLE=1, in a container NCCL_CUMEM_HOST_ENABLE=0; NCCL_DEBUG=INFO shows more",
         )
     peers = f", without a direct path between {seen['no_peer']}, which is slower" if seen["no_peer"] else ""
     return ok(f"NCCL adds over {num} GPUs{peers}")
 
 
 def pinned(machine: Machine) -> Result:
-    names = [name for name in machine.torch if name.endswith(" pinned")]
+    names = [name for name in machine.torch if " pinned" in name]
     if not names:
         return skip("there is no GPU")
     bad = [name for name in names if machine.torch[name].error or not machine.torch[name].value]
     if bad:
         said = machine.torch[bad[0]].error or "the copy differs from the original"
-        return fail(f"{bad[0]}: {said}", "data cannot be copied while the GPU computes", "ulimit -l unlimited")
+        in_wsl = "  # in WSL: memory= in Windows' .wslconfig decides, too"
+        return fail(f"{bad[0]}: {said}", "data cannot be copied while the GPU computes", f"ulimit -l unlimited{in_wsl}")
     return ok("pinned memory reaches each GPU")
 
 

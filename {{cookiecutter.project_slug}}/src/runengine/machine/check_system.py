@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 from ..settings.console import size
@@ -16,7 +17,29 @@ SHARED_BYTES = 8 * 2 * 64 * 4 * 3 * 224 * 224
 LEAST_MEMORY_BYTES = 2 * GIB  # a training of the default model took 0.64 GiB, nearly all of it libraries
 LEAST_DISK_BYTES = 1 * GIB  # a few checkpoints; when it is full a run stops in the middle
 SLOWEST_S = 2.0  # for SPEED_BYTES: at such a speed a checkpoint of 1 GB takes four minutes
+WINDOWS_DISKS = {"9p", "drvfs", "virtiofs"}  # how WSL mounts them
 LEAST_DESCRIPTORS = 1024  # Linux's own default; each tensor that waits in a loader's queue holds one
+
+
+def system(machine: Machine) -> Result:
+    """Which one it is; in WSL, whether the project is on Linux's own disk."""
+    import psutil
+
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):  # Windows, macOS
+        name = platform.platform(terse=True)
+    in_wsl = "microsoft" in platform.release().lower()
+    found = f"{name}, {platform.machine()}" + (", in WSL" if in_wsl else "")
+    disks = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)} if in_wsl else {}
+    here = next((folder for folder in (machine.root, *machine.root.parents) if folder in disks), Path("/"))
+    if disks.get(here) in WINDOWS_DISKS:
+        return fail(
+            f"{found}: the project is on Windows' disk, in {machine.root}",
+            "each access to a file goes through Windows there: Git, setup and data are slow",
+            f"mv {machine.root} ~/  # Linux's own disk; Windows shows it as \\\\wsl$",
+        )
+    return ok(found)
 
 
 def shared_memory(machine: Machine, folder: str = "/dev/shm") -> Result:  # noqa: S108

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from ..settings.console import first_line
+from ..settings.console import first_line, size
 from .products import Product, dtypes
 from .readings import Steps
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TERMS = 64  # in each sum of a product
 TERMS_OF_CONVOLUTION = 8 * 3 * 3
+LARGE_BYTES = 1 << 30  # of pinned memory: what several loaders of large batches hold together
 
 
 def torch_steps(quick: str = "") -> Steps:
@@ -35,6 +36,7 @@ def torch_steps(quick: str = "") -> Steps:
             yield f"{device} convolution", partial(_convolution, device)
         if not quick and device.type == "cuda":
             yield f"{device} pinned", partial(_pinned, device)
+            yield f"{device} pinned, {size(LARGE_BYTES)}", _much_pinned
 
 
 def _torch_build() -> dict[str, Any]:
@@ -99,6 +101,16 @@ def _pinned(device: torch.device) -> bool:
 
     numbers = torch.arange(2**20, dtype=torch.int32).pin_memory()
     return numbers.is_pinned() and bool((numbers.to(device, non_blocking=True).cpu() == numbers).all())
+
+
+def _much_pinned() -> bool:
+    """Limits on locked memory, and WSL, refuse large amounts only. Where it would fill the memory, it is not tried."""
+    import psutil
+    import torch
+
+    if psutil.virtual_memory().available < 4 * LARGE_BYTES:
+        return True
+    return torch.empty(LARGE_BYTES, dtype=torch.uint8, pin_memory=True).is_pinned()
 
 
 def compiled() -> float:

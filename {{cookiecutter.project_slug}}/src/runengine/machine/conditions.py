@@ -6,10 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .check_devices import SLOWED
 from .collect_env import child
 from .gpu_specs import published
 from .readings import Reading
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 
 # GB/s of one lane in one direction, after line coding: PCI-SIG, 2.5, 5, 8, 16, 32 GT/s
 PCIE_LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
+
+
+LOOK_EVERY_S = 0.02
+POWER_LIMIT = 0x4  # NVML's reason for a clock that a busy card's own power limit holds back
 
 
 def machine_of(device: torch.device) -> Machine:
@@ -36,15 +44,51 @@ def machine_of(device: torch.device) -> Machine:
 def pcie_gb_s(device: torch.device) -> float | None:
     """In one direction, by the newest generation and the most lanes that card and slot support; None if unknown."""
     import pynvml
-    import torch
 
     try:
-        pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        card = _card(device)
         lanes = pynvml.nvmlDeviceGetMaxPcieLinkWidth(card)
         return PCIE_LANE_GB_S[pynvml.nvmlDeviceGetMaxPcieLinkGeneration(card)] * int(lanes)
     except (pynvml.NVMLError, AttributeError, KeyError):  # no NVIDIA card, a slice of one, a newer bus
         return None
+
+
+def _card(device: torch.device) -> Any:
+    """What NVML calls it; raises its errors."""
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+@contextmanager
+def clock_reasons(device: torch.device) -> Iterator[set[str]]:
+    """What held the clock of this GPU back meanwhile; stays empty where the driver does not say it."""
+    import pynvml
+
+    names = {POWER_LIMIT: "its power limit", **SLOWED}
+    found: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        try:
+            card = _card(device)
+            while not over.wait(LOOK_EVERY_S):
+                reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)
+                found.update(name for bit, name in names.items() if reasons & bit)
+        except (pynvml.NVMLError, AttributeError):
+            return
+
+    watcher = threading.Thread(target=watch, name="clocks")
+    if device.type == "cuda":
+        watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        if device.type == "cuda":
+            watcher.join()
 
 
 def cpu_name() -> str:

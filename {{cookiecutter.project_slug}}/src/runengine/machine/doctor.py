@@ -34,6 +34,7 @@ CHECKS = (
     Check("arithmetic", check_computing.arithmetic, quick=True),
     Check("libraries", check_setup.libraries),
     Check("convolution", check_computing.convolution),
+    Check("system", check_system.system),
     Check("disk", check_system.disk),
     Check("MLflow", check_setup.mlflow),
     Check("Hydra", check_setup.hydra),

@@ -52,6 +52,8 @@ STANDARDS = {
 }
 # Published figures of these were reached on tensor cores: a CPU, and 32 bits, are only compared with earlier results.
 TENSOR_CORES = {"attention", "block", "resnet"}
+FINE_EQUAL = 0.9  # share of what a card of the same name reaches in the same minute, in the rows that vary least:
+COMPARED = {"product", "copy"}
 FINE_BEFORE, BROKEN_BEFORE = 0.85, 0.3  # shares of what the chip reached before; a spread above 0.15 lowers the first
 NOISY = 0.3  # above it something else was running: such a figure is not kept as the best
 
@@ -71,6 +73,7 @@ class Row:
     flop_each: float = 0.0
     limit: float | None = None
     before: float | None = None
+    equal: float | None = None  # the best that a card of the same name reached in this row
     verdict: str = "-"
     note: str = ""
 
@@ -123,6 +126,10 @@ def verdict(row: Row) -> Row:
         least = min(FINE_BEFORE, 1 - (row.spread or 0))
         far_off = share_before < BROKEN_BEFORE and not shared
         found.append("fine" if share_before >= least else "broken" if far_off else "slow")
+    if (share_equal := row.ratio(row.equal)) and share_equal < min(FINE_EQUAL, 1 - (row.spread or 0)):
+        found.append("slow")
+        more = f"a card of the same name reaches {1 / share_equal - 1:.0%} more"
+        causes = f"{more}: compare slots, cooling and power limits"
     worst = max(found, key=["fine", "slow", "broken"].index, default="-")
     notes = [row.note or (causes if worst in ("slow", "broken") else "")]
     if row.spread and row.spread > NOISY:
@@ -133,7 +140,14 @@ def verdict(row: Row) -> Row:
 def judge(rows: list[Row], machines: list[Machine], best: dict[str, Any]) -> list[Row]:
     """The rows with their limits, with what was reached before, and with verdicts."""
     return [
-        verdict(replace(row, limit=_limit(row, rows, machines), before=_before(row, machines, best)))
+        verdict(
+            replace(
+                row,
+                limit=_limit(row, rows, machines),
+                before=_before(row, machines, best),
+                equal=_equal(row, rows, machines),
+            )
+        )
         if row.reached
         else row
         for row in rows
@@ -162,6 +176,15 @@ def _limit(row: Row, rows: list[Row], machines: list[Machine]) -> float | None:
         products = [other for other in rows if (other.device, other.kind) == (row.device, "product")]
         tflop_s = next((other.reached for other in products if other.dtype == row.dtype), None)
     return tflop_s * 1e12 / row.flop_each if tflop_s else None
+
+
+def _equal(row: Row, rows: list[Row], machines: list[Machine]) -> float | None:
+    """The most that another card of this name reached in the same row."""
+    names = {machine.device: machine.name for machine in machines}
+    if row.kind not in COMPARED or row.device not in names:
+        return None
+    others = (other for other in rows if other.key == row.key and other.device != row.device)
+    return max((other.reached or 0 for other in others if names.get(other.device) == names[row.device]), default=None)
 
 
 def _before(row: Row, machines: list[Machine], best: dict[str, Any]) -> float | None:
