@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from runengine.machine import (
     bench_table,
     conditions,
     kernels,
+    memory,
     own_step,
     plan,
     products,
@@ -257,6 +260,75 @@ def test_the_step_of_any_task_is_measured(shop: Use, monkeypatch: pytest.MonkeyP
     # forward and the gradient of the weights; the second layer's also of its input
     assert plain.flop_each == 2 * 2 * 4 * 8 + 3 * 2 * 8 * 1
     assert list(Path().glob("*logs*")) == []
+
+
+class Wide(pl.LightningModule):
+    """64 MiB of its hidden layer are kept for the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 1, bias=False))
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        loss: Tensor = self.layers(batch).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters())
+
+
+class Many(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(torch.randn(4096, 64), batch_size=4096)  # type: ignore[arg-type]
+
+
+def test_the_memory_of_a_step_is_what_it_is_by_hand(shop: Use) -> None:
+    shop(Wide, Many)
+    found = own_step.at_first_batch(NO_SETTINGS, CPU, lambda first: memory.count(first, "fp32", CPU))
+    parameters = 4 * (64 * 4096 + 4096 + 4096)
+    hidden, output, batch = 4 * 4096 * 4096, 4 * 4096, 4 * 4096 * 64
+    assert (found.parameters, found.gradients, found.num_examples) == (parameters, parameters, 4096)
+    assert found.optimizer == 2 * parameters + 3 * 4  # two means for each, and a count of steps for each tensor
+    # what ReLU gives, the output for its square, the loss
+    assert hidden + output <= found.kept <= hidden + 3 * output
+    # in the backward pass of ReLU: what it gave, the gradient of that, and the one that it makes of both
+    held = batch + 3 * parameters + 3 * hidden
+    assert held <= found.peak <= held + 2 * parameters
+    assert "  for the backward      64 MiB   16 KiB for each example\n" in memory.text(found, "fp32", "cpu", None)
+
+
+def test_the_memory_of_a_step_is_what_the_process_takes(shop: Use) -> None:
+    """On Linux the peak of a process is known: one that makes this step takes as much more as was counted."""
+    shop(Wide, Many)
+    found = own_step.at_first_batch(NO_SETTINGS, CPU, lambda first: memory.count(first, "fp32", CPU))
+    program = (
+        "import torch; from torch import nn; from runengine.machine.memory import most_of_process as peak\n"
+        "def step(batch):\n"
+        "    layers(batch).square().mean().backward(); optimizer.step(); optimizer.zero_grad()\n"
+        "layers = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 1, bias=False))\n"
+        "optimizer = torch.optim.AdamW(layers.parameters())\n"
+        "step(torch.randn(1, 64)); before = peak(); step(torch.randn(4096, 64)); print(peak() - before)"
+    )
+    grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    of_batch = found.peak - 4 * found.parameters  # what was there before the large batch: with gradients and two means
+    assert grown == pytest.approx(of_batch, rel=0.1)
+
+
+def test_the_memory_of_this_project_is_counted_by_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kept(*settings: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["memory", *settings])
+        memory.main()
+        out = capsys.readouterr().out
+        assert out.startswith("a training step of this project on cpu, in fp32, ")
+        assert re.search(r"\n  this process +\d+ MiB   of the computer's memory at most", out)
+        found = re.search(r"for the backward +(\d+) MiB", out)
+        assert found
+        return int(found[1])
+
+    assert 4 * kept("data.batch_size=32") == pytest.approx(kept("data.batch_size=128"), abs=4)
+    assert not list(Path("runs").glob("**/*"))
 
 
 @pytest.mark.parametrize("data", [Houses, TwoLoaders])

@@ -13,6 +13,7 @@ COMMANDS = {  # module, and what it is for
     "export": ("tracking.export", "export a run's model as ONNX or a program of PyTorch, and compare it"),
     "jobs": ("list_jobs", "list the jobs that were started somewhere else, and cancel them"),
     "look": ("look", "write a page of the test split with a run's answers"),
+    "memory": ("machine.memory", "count what a training step keeps in memory, before a long run"),
     "promote": ("tracking.registry", "make a run's model the one that is served"),
     "rerun": ("rerun", "train a recorded run again from its commit, and compare"),
     "runs": ("list_runs", "list runs, and delete old ones"),

@@ -6,9 +6,9 @@ import importlib
 import inspect
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -26,9 +26,35 @@ from ..settings.errors import UserError
 from .steps import training
 from .timing import Reading, seconds
 
+Measured = TypeVar("Measured")
+
+
+class FirstStep(NamedTuple):
+    """What a training step needs, on its device.
+
+    Args:
+        loss_of: the forward pass.
+    """
+
+    task: pl.LightningModule
+    optimizer: torch.optim.Optimizer
+    batch: Any
+    loss_of: Callable[[], Tensor]
+
 
 def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float, compiled: bool = False) -> Reading:
-    """A training step of the project's task and its first optimizer, on one batch of its data; loading is not measured.
+    """Examples a second of a training step of this project, on one batch of its data; loading is not measured."""
+
+    def measure(first: FirstStep) -> Reading:
+        parts = list(_parts(first.task)) if compiled else []
+        num_examples = extract_batch_size(first.batch)
+        return training(first.loss_of, first.optimizer, num_examples, dtype, device, budget_s, parts)
+
+    return at_first_batch(cfg, device, measure)
+
+
+def at_first_batch(cfg: DictConfig, device: torch.device, measure: Callable[[FirstStep], Measured]) -> Measured:
+    """Measure something of the project's task, its first optimizer, and its first batch.
 
     Raises:
         UserError: the data are not prepared, or the task does not leave its step to Lightning.
@@ -39,7 +65,7 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
     if not task.automatic_optimization:
         raise UserError("not measured: the task steps its optimizers itself (automatic_optimization is False)")
 
-    def measure(trainer: pl.Trainer, batch: Any) -> Reading:
+    def with_batch(trainer: pl.Trainer, batch: Any) -> Measured:
         parameters = inspect.signature(task.training_step).parameters.values()
         takes_index = len(parameters) > 1 or any(each.kind == each.VAR_POSITIONAL for each in parameters)
 
@@ -50,20 +76,20 @@ def own_step(cfg: DictConfig, dtype: str, device: torch.device, budget_s: float,
                 raise UserError("not measured: training_step gives no loss for the first batch")
             return loss
 
-        parts = list(_parts(task)) if compiled else []
-        return training(loss_of, trainer.optimizers[0], extract_batch_size(batch), dtype, device, budget_s, parts)
+        return measure(FirstStep(task, trainer.optimizers[0], batch, loss_of))
 
     # there the batch is on the device, and the optimizers are built
-    at_first_batch = LambdaCallback(on_train_batch_start=lambda trainer, _, batch, __: _end(measure(trainer, batch)))
-    return _in_a_training(task, data, cfg, device, at_first_batch)
+    callback = LambdaCallback(on_train_batch_start=lambda trainer, _, batch, __: _end(with_batch(trainer, batch)))
+    found: Measured = _in_a_training(task, data, cfg, device, callback)
+    return found
 
 
-class _Measured(Exception):
-    """Ends a training once something was measured; its argument is the reading."""
+class _Ended(Exception):
+    """Ends a training once something was measured; its argument is that."""
 
 
-def _end(reading: Reading) -> None:
-    raise _Measured(reading)
+def _end(found: Any) -> None:
+    raise _Ended(found)
 
 
 class _NoTask(pl.LightningModule):
@@ -78,7 +104,7 @@ class _NoTask(pl.LightningModule):
 
 def _in_a_training(
     task: pl.LightningModule, data: pl.LightningDataModule, cfg: DictConfig, device: torch.device, callback: pl.Callback
-) -> Reading:
+) -> Any:
     """Train with the project's data until something is measured, so that `self.trainer` and `self.log` work."""
     quiet_lightning()
     with warnings.catch_warnings():
@@ -93,9 +119,8 @@ def _in_a_training(
         )
         try:
             trainer.fit(task, data)
-        except _Measured as found:
-            reading: Reading = found.args[0]
-            return reading
+        except _Ended as end:
+            return end.args[0]
     raise UserError("not measured: the training data have no batch")
 
 
@@ -138,4 +163,5 @@ def loading(cfg: DictConfig, budget_s: float) -> Reading:
         return seconds(partial(next, batches), torch.device("cpu"), budget_s).rate(num_examples)
 
     at_start = LambdaCallback(on_train_start=lambda trainer, _: _end(measure(trainer.train_dataloader)))
-    return _in_a_training(_NoTask(), _built("build_data", cfg), cfg, torch.device("cpu"), at_start)
+    reading: Reading = _in_a_training(_NoTask(), _built("build_data", cfg), cfg, torch.device("cpu"), at_start)
+    return reading

@@ -87,24 +87,10 @@ def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) 
     return [convolution, nn.BatchNorm2d(out_channels)]
 
 
-def training(
-    loss_of: Callable[[], Tensor],
-    optimizer: torch.optim.Optimizer,
-    num_examples: int,
-    dtype: str,
-    device: torch.device,
-    budget_s: float,
-    compiled: Sequence[nn.Module],
-    flop: float | None = None,
-) -> Reading:
-    """Examples a second. In 16 bits by autocast, the weights in float32, as Lightning's `-mixed` does.
-
-    Args:
-        loss_of: a forward pass.
-        num_examples: of the batch it takes.
-        compiled: modules that are compiled first.
-        flop: of a step; None: they are counted.
-    """
+def step_of(
+    loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, dtype: str, device: torch.device
+) -> Callable[[], Tensor]:
+    """A training step. In 16 bits by autocast, the weights in float32, as Lightning's `-mixed` does."""
     mixed = torch_dtype(dtype) != torch.float32
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
 
@@ -117,6 +103,28 @@ def training(
         scaler.update()
         return loss.detach()
 
+    return step
+
+
+def training(
+    loss_of: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    num_examples: int,
+    dtype: str,
+    device: torch.device,
+    budget_s: float,
+    compiled: Sequence[nn.Module],
+    flop: float | None = None,
+) -> Reading:
+    """Examples a second.
+
+    Args:
+        loss_of: a forward pass.
+        num_examples: of the batch it takes.
+        compiled: modules that are compiled first.
+        flop: of a step; None: they are counted.
+    """
+    step = step_of(loss_of, optimizer, dtype, device)
     with as_asked(dtype):
         if flop is None:
             flop = _counted(step)
