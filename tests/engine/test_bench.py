@@ -322,7 +322,7 @@ def test_the_memory_of_this_project_is_counted_by_a_command(
         memory.main()
         out = capsys.readouterr().out
         assert out.startswith("a training step of this project on cpu, in fp32, ")
-        assert re.search(r"\n  this process +\d+ MiB   of the computer's memory at most", out)
+        assert re.search(r"\n  this process +[\d.]+ [MG]iB   of the computer's memory at most", out)
         found = re.search(r"for the backward +(\d+) MiB", out)
         assert found
         return int(found[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import torch
 from conftest import SOURCE
 from omegaconf import OmegaConf
 from pages import Commands, Server, follow
+from PIL import Image
 from runengine import Run, compose
 from runengine.machine import doctor
 from runengine.settings import project
@@ -95,6 +97,8 @@ def test_a_page_can_be_followed(page: str, origin: Commands) -> None:
         check_augmentation(origin)
     if page == "folds":
         check_folds(origin)
+    if page == "metric":
+        check_fiftyone(next((origin.folder / "runs").rglob("fiftyone")))
     if page == "rare-classes":
         origin.run(f"python -c {shlex.quote(WEIGHTS)}")
     for tests in tests_named:
@@ -113,6 +117,24 @@ def test_all_pages_change_one_project_whose_tests_pass(origin: Commands) -> None
 def run_tests(origin: Commands, tests: str) -> None:
     shutil.copytree(ROOT / "tests", origin.folder / "tests", dirs_exist_ok=True)
     origin.run(f"python -m pytest -q -p no:cacheprovider {tests}")
+
+
+def check_fiftyone(folder: Path) -> None:
+    """As its documentation describes an import: a file of labels by the names of the pictures in `data/`."""
+    answers = [line.split(",") for line in (folder.parent / "test_predictions.csv").read_text().splitlines()]
+    column = {"label": 0, "predicted": 1}
+    pictures = sorted(file.stem for file in (folder / "data").iterdir())
+    assert len(pictures) == len(answers) - 1
+    with Image.open(folder / "data" / f"{pictures[0]}.png") as picture:
+        assert picture.size == (8, 8)
+    for name, place in column.items():
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        assert content["classes"] is None
+        assert sorted(content["labels"]) == pictures
+        said = [content["labels"][picture] for picture in pictures]
+        assert [each["label"] for each in said] == [answer[place] for answer in answers[1:]]
+        confidence = [str(each.get("confidence", "")) for each in said]
+        assert confidence == ([answer[2] for answer in answers[1:]] if name == "predicted" else [""] * len(said))
 
 
 def check_augmentation(origin: Commands) -> None:
