@@ -121,8 +121,8 @@ def resolve(answers: Cookiecutter) -> str:
     answers["__dvc_extra"] = "" if kind == "local" else f"[{kind}]"
     # DVC reads a folder from where its configuration lies
     answers["__dvc_url"] = f"../{url}" if kind == "local" and not url.startswith(("/", "~")) else url
-    # conda's CUDA libraries are others than those that TensorFlow's wheel wants
-    with_cuda = answers["cuda"] == "cu126" and answers["env_manager"] != "conda"
+    # its wheel wants CUDA 12 from pip; conda's libraries are others
+    with_cuda = build.get("cuda", "").startswith("12.") and answers["env_manager"] != "conda"
     answers["__tensorflow"] = "[and-cuda]" if with_cuda else "-cpu"
     answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
     answers["__conda_cuda"] = build["conda"][1]

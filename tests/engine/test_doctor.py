@@ -755,7 +755,7 @@ reduce_all = lambda truth: truth
 def test_tensorflow_multiplies_where_it_is_installed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for it: the real one is not among this project's packages."""
+    """A stand-in for it; tests/test_tensorflow.py installs the real one."""
     assert check_computing.tensorflow(make(tensorflow={})).state == "skip"
     (tmp_path / "other/tensorflow").mkdir(parents=True)
     module = tmp_path / "other/tensorflow/__init__.py"
@@ -764,11 +764,51 @@ def test_tensorflow_multiplies_where_it_is_installed(
     module.write_text(STAND_IN.format(product="64.0"), encoding="utf-8")
     assert_ok(check_computing.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
     here = gpu_machine(make, tensorflow=collect_env.child("tensorflow"))
-    assert_fails(check_computing.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
+    assert_fails(check_computing.tensorflow(here), "TensorFlow 2.21.0: a build without CUDA", "tensorflow")
     module.write_text(STAND_IN.format(product="63.0"), encoding="utf-8")
     assert_fails(check_computing.tensorflow(make()), "on CPU:0: multiplies wrongly")
     module.write_text("import os; os.kill(os.getpid(), 11)", encoding="utf-8")
     assert examine(Check("TensorFlow", check_computing.tensorflow), make()).state == "unknown"
+
+
+ALONE = "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone, and not into conda's "
+FOR_HOPPER = f"{ALONE}environment. For GPUs up to Hopper:\n# make switch"
+AN_EXTRA = "# With CUDA it is an extra of this project"
+BY_PIP = '.venv/bin/python -m pip install --editable ".[tensorflow]"'
+
+
+@pytest.mark.parametrize(("build", "manager", "cuda", "fix"), [
+    ("cu126", "uv", False, (
+        f"{AN_EXTRA}, in an environment without the other build:\n"
+        "make clean-env setup\nuv sync --extra dev --extra tensorflow"
+    )),
+    ("cu126", "poetry", True, f'{AN_EXTRA}:\npoetry install --extras "dev tensorflow"'),
+    ("cu126", "venv", True, f"{AN_EXTRA}:\n{BY_PIP}"),
+    ("cu130", "uv", True, f"{FOR_HOPPER} CUDA=cu126\n# uv sync --extra dev --extra tensorflow"),
+    ("cpu", "venv", False, f"{FOR_HOPPER} CUDA=cu126\n# {BY_PIP}"),
+    ("cu126", "conda", False, f"{FOR_HOPPER} ENV=venv CUDA=cu126\n# {BY_PIP}"),
+])  # fmt: skip
+def test_tensorflow_reaches_a_gpu_only_where_it_shares_cuda_with_pytorch(
+    make: Make, monkeypatch: pytest.MonkeyPatch, build: str, manager: str, cuda: bool, fix: str
+) -> None:
+    read = {"build": Reading({"version": "2.21.0", "cuda": cuda, "num_gpus": 0}), "CPU:0": Reading(True)}
+    here = gpu_machine(make, cuda=build, env_manager=manager, tensorflow=read)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    result = check_computing.tensorflow(here)
+    assert_fails(result, "it finds no GPU" if cuda else "a build without CUDA")
+    assert result.fix == fix
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    no_wheel = "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
+    assert check_computing.tensorflow(here).fix == no_wheel
+
+
+@pytest.mark.parametrize("manager", check_computing.EXTRA)
+def test_an_extra_is_installed_as_the_makefile_says(manager: str) -> None:
+    text = (SOURCE.parent / "env" / manager / "environment.mk").read_text(encoding="utf-8")
+    command = next(line for line in text.splitlines() if line.startswith("INSTALL_EXTRA = "))
+    typed = command.removeprefix("INSTALL_EXTRA = ").replace("$(1)", "tensorflow").replace("$(BIN)", ".venv/bin")
+    assert check_computing.EXTRA[manager] == typed
 
 
 # The doctor itself

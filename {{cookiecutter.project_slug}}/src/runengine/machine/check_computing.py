@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+
 from .checks import REBUILD, NotRead, Result, fail, ok, skip, value
 from .collect_env import Machine
 from .collect_torch import TERMS, TERMS_OF_CONVOLUTION
 from .products import DTYPES, rounding
+
+# how each manager installs the project's extra for TensorFlow: INSTALL_EXTRA in environment.mk
+EXTRA = {
+    "poetry": 'poetry install --extras "dev tensorflow"',
+    "uv": "uv sync --extra dev --extra tensorflow",
+    "venv": '.venv/bin/python -m pip install --editable ".[tensorflow]"',
+}
 
 
 def arithmetic(machine: Machine) -> Result:
@@ -101,9 +111,21 @@ def tensorflow(machine: Machine) -> Result:
     found = value(readings, "build")
     if machine.gpus and not found["num_gpus"]:
         built = "its build has CUDA, but it finds no GPU" if found["cuda"] else "a build without CUDA"
+        build, manager = machine.asked["cuda"], machine.asked["env_manager"]
+        conda = manager == "conda"
+        extra = EXTRA["venv" if conda else manager]
         return fail(
-            f"TensorFlow {found['version']}: {built}", "it uses the CPU only", "pip install 'tensorflow[and-cuda]'"
-        )
+            f"TensorFlow {found['version']}: {built}",
+            "it uses the CPU only",
+            "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
+            if (sys.platform, platform.machine()) != ("linux", "x86_64") else
+            "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone, and not into conda's "
+            f"environment. For GPUs up to Hopper:\n# make switch{' ENV=venv' if conda else ''} CUDA=cu126\n# {extra}"
+            if conda or not build.startswith("cu12") else
+            f"# With CUDA it is an extra of this project:\n{extra}"
+            if found["cuda"] else
+            f"# With CUDA it is an extra of this project, in an environment without the other build:\n{REBUILD}\n{extra}",
+        )  # fmt: skip
     for device, reading in readings.items():
         if reading.error or not reading.value:
             said = reading.error or "multiplies wrongly"
