@@ -771,22 +771,30 @@ def test_tensorflow_multiplies_where_it_is_installed(
     assert examine(Check("TensorFlow", check_computing.tensorflow), make()).state == "unknown"
 
 
-ALONE = "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone, and not into conda's "
-FOR_HOPPER = f"{ALONE}environment. For GPUs up to Hopper:\n# make switch"
-AN_EXTRA = "# With CUDA it is an extra of this project"
 BY_PIP = '.venv/bin/python -m pip install --editable ".[tensorflow]"'
+ON_THE_CPU = "# Leave TensorFlow on the CPU: "
+SAME_CUDA = (
+    "# See `driver` and `libraries`. TensorFlow with CUDA is this project's extra `tensorflow`, and another build of "
+    "it has to go first:\nmake clean-env setup\n"
+)
+OTHER_CUDA = (
+    f"{ON_THE_CPU}with CUDA it fits next to PyTorch's build cu126 alone. Or, if no GPU here is newer than Hopper, take "
+    "that build and the extra `tensorflow`:\nmake switch CUDA=cu126\n"
+)
+OF_CONDA = (
+    f"{ON_THE_CPU}its wheel and conda's CUDA do not fit together. Or, if no GPU here is newer than Hopper, take "
+    "another environment and the extra `tensorflow`:\nmake switch ENV=venv CUDA=cu126\n"
+)
 
 
 @pytest.mark.parametrize(("build", "manager", "cuda", "fix"), [
-    ("cu126", "uv", False, (
-        f"{AN_EXTRA}, in an environment without the other build:\n"
-        "make clean-env setup\nuv sync --extra dev --extra tensorflow"
-    )),
-    ("cu126", "poetry", True, f'{AN_EXTRA}:\npoetry install --extras "dev tensorflow"'),
-    ("cu126", "venv", True, f"{AN_EXTRA}:\n{BY_PIP}"),
-    ("cu130", "uv", True, f"{FOR_HOPPER} CUDA=cu126\n# uv sync --extra dev --extra tensorflow"),
-    ("cpu", "venv", False, f"{FOR_HOPPER} CUDA=cu126\n# {BY_PIP}"),
-    ("cu126", "conda", False, f"{FOR_HOPPER} ENV=venv CUDA=cu126\n# {BY_PIP}"),
+    ("cu126", "uv", False, f"{SAME_CUDA}uv sync --extra dev --extra tensorflow"),
+    ("cu126", "poetry", True, f'{SAME_CUDA}poetry install --extras "dev tensorflow"'),
+    ("cu126", "venv", True, f"{SAME_CUDA}{BY_PIP}"),
+    ("cu130", "uv", True, f"{OTHER_CUDA}uv sync --extra dev --extra tensorflow"),
+    ("cpu", "venv", False, f"{OTHER_CUDA}{BY_PIP}"),
+    ("cu126", "conda", False, f"{OF_CONDA}{BY_PIP}"),
+    ("cu130", "conda", True, f"{OF_CONDA}{BY_PIP}"),
 ])  # fmt: skip
 def test_tensorflow_reaches_a_gpu_only_where_it_shares_cuda_with_pytorch(
     make: Make, monkeypatch: pytest.MonkeyPatch, build: str, manager: str, cuda: bool, fix: str
@@ -799,8 +807,7 @@ def test_tensorflow_reaches_a_gpu_only_where_it_shares_cuda_with_pytorch(
     assert_fails(result, "it finds no GPU" if cuda else "a build without CUDA")
     assert result.fix == fix
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    no_wheel = "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
-    assert check_computing.tensorflow(here).fix == no_wheel
+    assert check_computing.tensorflow(here).fix == f"{ON_THE_CPU}it has no wheel with CUDA for this machine"
 
 
 @pytest.mark.parametrize("manager", check_computing.EXTRA)

@@ -112,20 +112,27 @@ def tensorflow(machine: Machine) -> Result:
     if machine.gpus and not found["num_gpus"]:
         built = "its build has CUDA, but it finds no GPU" if found["cuda"] else "a build without CUDA"
         build, manager = machine.asked["cuda"], machine.asked["env_manager"]
-        conda = manager == "conda"
-        extra = EXTRA["venv" if conda else manager]
-        return fail(
-            f"TensorFlow {found['version']}: {built}",
-            "it uses the CPU only",
-            "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
-            if (sys.platform, platform.machine()) != ("linux", "x86_64") else
-            "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone, and not into conda's "
-            f"environment. For GPUs up to Hopper:\n# make switch{' ENV=venv' if conda else ''} CUDA=cu126\n# {extra}"
-            if conda or not build.startswith("cu12") else
-            f"# With CUDA it is an extra of this project:\n{extra}"
-            if found["cuda"] else
-            f"# With CUDA it is an extra of this project, in an environment without the other build:\n{REBUILD}\n{extra}",
+        extra = EXTRA.get(manager, EXTRA["venv"])
+        no_wheel = "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
+        of_conda = (
+            "# Leave TensorFlow on the CPU: its wheel and conda's CUDA do not fit together. Or, if no GPU here is newer "
+            f"than Hopper, take another environment and the extra `tensorflow`:\nmake switch ENV=venv CUDA=cu126\n{extra}"
+        )
+        other_cuda = (
+            "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone. Or, if no GPU here is "
+            f"newer than Hopper, take that build and the extra `tensorflow`:\nmake switch CUDA=cu126\n{extra}"
+        )
+        same_cuda = (
+            "# See `driver` and `libraries`. TensorFlow with CUDA is this project's extra `tensorflow`, and another build "
+            f"of it has to go first:\n{REBUILD}\n{extra}"
+        )
+        fix = (
+            no_wheel if (sys.platform, platform.machine()) != ("linux", "x86_64") else
+            of_conda if manager == "conda" else
+            same_cuda if build.startswith("cu12") else
+            other_cuda
         )  # fmt: skip
+        return fail(f"TensorFlow {found['version']}: {built}", "it uses the CPU only", fix)
     for device, reading in readings.items():
         if reading.error or not reading.value:
             said = reading.error or "multiplies wrongly"
