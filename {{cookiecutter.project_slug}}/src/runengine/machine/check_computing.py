@@ -115,16 +115,17 @@ def tensorflow(machine: Machine) -> Result:
         extra = EXTRA.get(manager, EXTRA["venv"])
         no_wheel = "# Leave TensorFlow on the CPU: it has no wheel with CUDA for this machine"
         of_conda = (
-            "# Leave TensorFlow on the CPU: its wheel and conda's CUDA do not fit together. Or, if no GPU here is newer "
-            f"than Hopper, take another environment and the extra `tensorflow`:\nmake switch ENV=venv CUDA=cu126\n{extra}"
+            "# Leave TensorFlow on the CPU: its wheel and conda's CUDA do not fit together. Or, if no GPU here is "
+            "newer than Hopper, take another environment and the extra `tensorflow`:\n"
+            f"make switch ENV=venv CUDA=cu126\n{extra}"
         )
         other_cuda = (
-            "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone. Or, if no GPU here is "
-            f"newer than Hopper, take that build and the extra `tensorflow`:\nmake switch CUDA=cu126\n{extra}"
+            "# Leave TensorFlow on the CPU: with CUDA it fits next to PyTorch's build cu126 alone. Or, if no GPU here "
+            f"is newer than Hopper, take that build and the extra `tensorflow`:\nmake switch CUDA=cu126\n{extra}"
         )
         same_cuda = (
-            "# See `driver` and `libraries`. TensorFlow with CUDA is this project's extra `tensorflow`, and another build "
-            f"of it has to go first:\n{REBUILD}\n{extra}"
+            "# See `driver` and `libraries`. TensorFlow with CUDA is this project's extra `tensorflow`, and another "
+            f"build of it has to go first:\n{REBUILD}\n{extra}"
         )
         fix = (
             no_wheel if (sys.platform, platform.machine()) != ("linux", "x86_64") else
