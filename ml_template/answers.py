@@ -26,7 +26,7 @@ def required() -> frozenset[str]:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     names = [re.match(r"[A-Za-z0-9-]+", each) for one in lists for each in one]
-    return frozenset(name[0].lower().replace("-", "_") for name in names if name).union(ENGINE)
+    return frozenset(name[0].lower().replace("-", "_") for name in names if name).union(ENGINE, ["tensorflow_cpu"])
 
 
 # A project of such a name would have to be installed for itself.
@@ -36,7 +36,7 @@ REQUIRED = required()
 IMPORTED = REQUIRED.union(
     """alembic codespell_lib conf conftest example filelock functorch hydra joblib lightning lightning_fabric
     mpl_toolkits mypyc pil pip py pydevd_plugins pylab pynvml ray reference setuptools sklearn sqlalchemy src
-    submitit tensorflow test tests torchgen torchvision wheel yaml""".split()  # noqa: SIM905
+    submitit test tests torchgen torchvision wheel yaml""".split()  # noqa: SIM905
 )
 WINDOWS_DEVICES = frozenset(["aux", "con", "nul", "prn", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))])
 
@@ -121,6 +121,9 @@ def resolve(answers: Cookiecutter) -> str:
     answers["__dvc_extra"] = "" if kind == "local" else f"[{kind}]"
     # DVC reads a folder from where its configuration lies
     answers["__dvc_url"] = f"../{url}" if kind == "local" and not url.startswith(("/", "~")) else url
+    # its wheel wants CUDA 12 from pip; conda's libraries are others
+    with_cuda = build.get("cuda", "").startswith("12.") and answers["env_manager"] != "conda"
+    answers["__tensorflow"] = "[and-cuda]" if with_cuda else "-cpu"
     answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
     answers["__conda_cuda"] = build["conda"][1]
     image = "conda" if answers["env_manager"] == "conda" else answers["python_version"]

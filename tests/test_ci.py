@@ -148,7 +148,9 @@ def test_ci_makes_a_project_for_cuda_one_for_the_cpu(bake: Bake, env: dict[str, 
     shutil.rmtree(wanted.path)
     project = bake(project_slug="same", env_manager=manager, ci="github", cuda="cu130", python_version="3.11")
     # GNU make reads this file first: what it would install does not matter here
-    (project.path / "GNUmakefile").write_text("include Makefile\nenvironment: ; @echo $(BASE_PYTHON)\nsetup: ; @:\n", encoding="utf-8")
+    (project.path / "GNUmakefile").write_text(
+        "include Makefile\nenvironment: ; @echo $(BASE_PYTHON)\nsetup: ; @:\n", encoding="utf-8"
+    )
     tools = {**env, "PATH": f"{TOOLS}{os.pathsep}{PATH}"}
     refused = run("make", "ci-setup", cwd=project.path, env={**tools, "CI": ""}, expect=2).output
     assert (

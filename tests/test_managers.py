@@ -275,6 +275,7 @@ def test_switching_changes_what_depends_on_it_and_nothing_else(
     diff = run("git", "diff", "HEAD", "pyproject.toml", cwd=project.path).output.splitlines()
     assert [line[1:] for line in diff if line.startswith("-") and not line.startswith("---")] == [
         '    "torch>=2.13,<2.15",',
+        """    "tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux' and platform_machine == 'x86_64'",""",
         'cuda = "cu126"',
         f'torch_index = "{index}/cu126"',
         'driver = "525.60.13" # the least it runs with',

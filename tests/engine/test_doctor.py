@@ -755,7 +755,7 @@ reduce_all = lambda truth: truth
 def test_tensorflow_multiplies_where_it_is_installed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for it: the real one is not among this project's packages."""
+    """A stand-in for it; tests/test_tensorflow.py installs the real one."""
     assert check_computing.tensorflow(make(tensorflow={})).state == "skip"
     (tmp_path / "other/tensorflow").mkdir(parents=True)
     module = tmp_path / "other/tensorflow/__init__.py"
@@ -764,11 +764,56 @@ def test_tensorflow_multiplies_where_it_is_installed(
     module.write_text(STAND_IN.format(product="64.0"), encoding="utf-8")
     assert_ok(check_computing.tensorflow(make()), "TensorFlow 2.21.0 multiplies on CPU:0")
     here = gpu_machine(make, tensorflow=collect_env.child("tensorflow"))
-    assert_fails(check_computing.tensorflow(here), "a build without CUDA", "tensorflow[and-cuda]")
+    monkeypatch.setattr(check_computing, "has_cuda_wheels", lambda: True)
+    assert_fails(check_computing.tensorflow(here), "TensorFlow 2.21.0: a build without CUDA", "tensorflow")
     module.write_text(STAND_IN.format(product="63.0"), encoding="utf-8")
     assert_fails(check_computing.tensorflow(make()), "on CPU:0: multiplies wrongly")
     module.write_text("import os; os.kill(os.getpid(), 11)", encoding="utf-8")
     assert examine(Check("TensorFlow", check_computing.tensorflow), make()).state == "unknown"
+
+
+THE_ONE_THAT_FITS = (
+    "# See `driver` and `libraries`; then take the build that fits next to this PyTorch, without another one:\n"
+    "make clean-env setup\n"
+)
+
+
+@pytest.mark.parametrize(("build", "manager", "cuda", "state"), [
+    ("cu126", "uv", False, "fail"),
+    ("cu126", "poetry", True, "fail"),
+    ("cu130", "venv", True, "fail"),
+    ("cu130", "conda", True, "fail"),
+    ("cu130", "uv", False, "ok"),  # the build that the extra gives there
+    ("cpu", "venv", False, "ok"),
+    ("cu126", "conda", False, "ok"),
+])  # fmt: skip
+def test_tensorflow_that_could_use_the_gpu_and_does_not_fails(
+    make: Make, monkeypatch: pytest.MonkeyPatch, build: str, manager: str, cuda: bool, state: str
+) -> None:
+    read = {"build": Reading({"version": "2.21.0", "cuda": cuda, "num_gpus": 0}), "CPU:0": Reading(True)}
+    here = gpu_machine(make, cuda=build, env_manager=manager, tensorflow=read)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    result = check_computing.tensorflow(here)
+    if state == "ok":
+        assert_ok(result, "on CPU:0, and not on the GPU: with CUDA it does not fit next to this PyTorch")
+        return
+    assert_fails(result, "its build has CUDA, but it finds no GPU" if cuda else "a build without CUDA")
+    assert result.fix == THE_ONE_THAT_FITS + check_computing.EXTRA[manager]
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # has no wheel with CUDA
+    assert check_computing.tensorflow(here).state == ("fail" if cuda else "ok")
+
+
+@pytest.mark.parametrize("manager", check_computing.EXTRA)
+def test_an_extra_is_installed_as_the_makefile_says(manager: str) -> None:
+    text = (SOURCE.parent / "env" / manager / "environment.mk").read_text(encoding="utf-8")
+    command = next(line for line in text.splitlines() if line.startswith("INSTALL_EXTRA = "))
+    typed = (
+        command.removeprefix("INSTALL_EXTRA = ")
+        .replace("$(1)", "tensorflow")
+        .replace("$(BIN)", f".{'conda' if manager == 'conda' else 'venv'}/bin")
+    )
+    assert check_computing.EXTRA[manager] == typed
 
 
 # The doctor itself

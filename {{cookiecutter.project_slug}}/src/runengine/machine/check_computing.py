@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+
 from .checks import REBUILD, NotRead, Result, fail, ok, skip, value
 from .collect_env import Machine
 from .collect_torch import TERMS, TERMS_OF_CONVOLUTION
 from .products import DTYPES, rounding
+
+# how each manager installs the project's extra for TensorFlow: INSTALL_EXTRA in environment.mk
+EXTRA = {
+    "poetry": 'poetry install --extras "dev tensorflow"',
+    "uv": "uv sync --extra dev --extra tensorflow",
+    "venv": '.venv/bin/python -m pip install --editable ".[tensorflow]"',
+    "conda": '.conda/bin/python -m pip install --editable ".[tensorflow]"',
+}
 
 
 def arithmetic(machine: Machine) -> Result:
@@ -94,18 +105,29 @@ def pinned(machine: Machine) -> Result:
     return ok("pinned memory reaches each GPU")
 
 
+def has_cuda_wheels() -> bool:
+    """Of TensorFlow, for this machine."""
+    return (sys.platform, platform.machine()) == ("linux", "x86_64")
+
+
 def tensorflow(machine: Machine) -> Result:
     readings = machine.tensorflow
     if not readings:
         return skip("not installed")
     found = value(readings, "build")
-    if machine.gpus and not found["num_gpus"]:
-        built = "its build has CUDA, but it finds no GPU" if found["cuda"] else "a build without CUDA"
+    shares_cuda = machine.asked["cuda"].startswith("cu12") and machine.asked["env_manager"] != "conda"
+    if machine.gpus and not found["num_gpus"] and (found["cuda"] or (shares_cuda and has_cuda_wheels())):
         return fail(
-            f"TensorFlow {found['version']}: {built}", "it uses the CPU only", "pip install 'tensorflow[and-cuda]'"
+            f"TensorFlow {found['version']}: "
+            + ("its build has CUDA, but it finds no GPU" if found["cuda"] else "a build without CUDA"),
+            "it uses the CPU only",
+            "# See `driver` and `libraries`; then take the build that fits next to this PyTorch, without another one:\n"
+            f"{REBUILD}\n{EXTRA[machine.asked['env_manager']]}",
         )
     for device, reading in readings.items():
         if reading.error or not reading.value:
             said = reading.error or "multiplies wrongly"
             return fail(f"TensorFlow {found['version']} on {device}: {said}", "it cannot be used there", REBUILD)
-    return ok(f"TensorFlow {found['version']} multiplies on {', '.join(name for name in readings if name != 'build')}")
+    said = f"TensorFlow {found['version']} multiplies on {', '.join(name for name in readings if name != 'build')}"
+    alone = machine.gpus and not found["num_gpus"]
+    return ok(said + (", and not on the GPU: with CUDA it does not fit next to this PyTorch" if alone else ""))
