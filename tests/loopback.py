@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 # what PyTorch 2.13 asks for in these builds: it is on their indexes only
 TRITON = {"rocm7.2": "triton-rocm==3.7.1; platform_system == 'Linux'", "xpu": "triton-xpu==3.7.2"}
 
