@@ -30,8 +30,7 @@ def write_stub_torch(
     """
     said = "".join(f"{name} = {version!r}\n" for name, version in {"cuda": cuda, **versions}.items())
     files = {
-        "torch/__init__.py": f"from . import backends, cuda, version\n__version__ = '2.13.0+{build}'\n",
-        "torch/backends.py": "class mps:\n    is_available = staticmethod(lambda: False)\n",
+        "torch/__init__.py": f"from . import cuda, version\n__version__ = '2.13.0+{build}'\n",
         "torch/cuda.py": "def is_available(): return False\n",
         "torch/version.py": said,
     }

@@ -73,7 +73,6 @@ def test_a_build_for_amd_is_known_to_the_doctor_and_comes_with_its_triton(setup:
     printed = setup("rocm7.2").output
     assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+rocm7.2, build rocm7.2, as asked for\n", printed)
     assert re.search(r"\ndriver +skip +this build is for AMD's GPUs and needs no driver of NVIDIA's\n", printed)
-    assert re.search(r"\nGPUs +skip +PyTorch sees none of AMD's GPUs", printed)
     assert list((tmp_path / "out/my-project/.venv").glob("lib/*/site-packages/triton_rocm-3.7.1.dist-info"))
 
 
