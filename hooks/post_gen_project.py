@@ -73,7 +73,8 @@ for name in ("HOOKS_DID_NOT_RUN.md", "environment.mk"):  # the latter comes from
     Path(name).unlink()
 take_example(ANSWERS["example"])
 profile, ci = ANSWERS["profile"], ANSWERS["ci"]
-keep("env", ANSWERS["env_manager"])
+manager = ANSWERS["env_manager"]
+keep("env", manager, *([f"{manager}-triton"] if ANSWERS["__triton_name"] else ()))
 keep("licenses", ANSWERS["license"])
 keep("ci", *(() if ci == "none" else ("any", ci)))
 keep("profiles", *(() if profile == "student" else (profile, f"{profile}-{ci}")))

@@ -103,8 +103,14 @@ def resolve(answers: Cookiecutter) -> str:
     builds = answers["_builds"]
     detected = answers.get("_detected")  # set by pre_prompt.py, which cruft and `--accept-hooks no` do not run
     if not detected:
-        detected = runpy.run_path(str(Path(__file__).with_name("machine.py")))["detect"](builds)
-    for question, (answer, reason) in detected["recommended"].items():
+        detected = _detect(builds)
+    recommended = dict(detected["recommended"])
+    if answers["env_manager"] == "auto" and recommended["env_manager"][0] == "conda" and not _on_conda(answers):
+        recommended = dict(_detect(builds, conda=False)["recommended"])
+    for question in recommended:  # the build comes last
+        if question == "cuda":
+            recommended["cuda"] = detected["cuda"][answers["env_manager"]]
+        answer, reason = recommended[question]
         if answers[question] == "auto":
             answers[question] = answer
         answers[f"__why_{question}"] = reason if answers[question] == answer else "as you chose"
@@ -124,13 +130,23 @@ def resolve(answers: Cookiecutter) -> str:
     # its wheel wants CUDA 12 from pip; conda's libraries are others
     with_cuda = build.get("cuda", "").startswith("12.") and answers["env_manager"] != "conda"
     answers["__tensorflow"] = "[and-cuda]" if with_cuda else "-cpu"
-    answers["__conda_torch"] = f"{build['conda'][0]}{build['torch']}"
-    answers["__conda_cuda"] = build["conda"][1]
+    answers["__triton_name"], answers["__triton_range"] = build.get("triton", ("", ""))
+    conda_torch, answers["__conda_cuda"] = build.get("conda", ("", ""))
+    answers["__conda_torch"] = f"{conda_torch}{build['torch']}"
     image = "conda" if answers["env_manager"] == "conda" else answers["python_version"]
     answers["__manager"] = answers["_managers"].get(answers["env_manager"], "")
     answers["__image"] = answers["_images"][image]
     answers["__license_id"] = "LicenseRef-Proprietary" if answers["license"] == "Proprietary" else answers["license"]
     return ""
+
+
+def _detect(builds: dict[str, Any], conda: bool = True) -> Any:
+    return runpy.run_path(str(Path(__file__).with_name("machine.py")))["detect"](builds, conda)
+
+
+def _on_conda(answers: Cookiecutter) -> bool:
+    """Does conda-forge have this build of PyTorch? `auto` becomes one that it has."""
+    return answers["cuda"] == "auto" or "conda" in answers["_builds"][answers["cuda"]]
 
 
 def validate(answers: Cookiecutter) -> str:
@@ -176,6 +192,12 @@ def _check(answers: Cookiecutter) -> None:
         if is_choice and answers[question] not in options:
             wanted = ", ".join(sorted(options))
             raise Refused(f"{question} must be one of {wanted}, got {answers[question]!a}. Choose one of them.")
+    if answers["env_manager"] == "conda" and not _on_conda(answers):
+        cuda = answers["cuda"]
+        raise Refused(
+            f"cuda={cuda} needs env_manager=poetry, uv or venv, got conda: conda-forge has no such build of PyTorch. "
+            f"Give env_manager=venv; in a project that is: make switch CUDA={cuda} ENV=venv."
+        )
     for question in FREE_TEXT:
         text = "" if answers[question] is None else str(answers[question])
         bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)

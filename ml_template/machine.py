@@ -27,8 +27,10 @@ MANAGERS = {"poetry": ("poetry",), "conda": ("conda", "mamba", "micromamba"), "u
 MOST_BYTES = 2**20  # of an answer
 LIMIT_S = 3.0  # for one command; `facts` runs them in parallel
 AMD = Path("/dev/kfd")  # what AMD's driver for computing makes
+AMD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # what it lists: processors and GPUs
 JETSON = (8, 7)  # Orin: the wheels for its processor are those of servers, which run on it from CUDA 13 on
 WSL_DRIVER = "/usr/lib/wsl/lib"  # where WSL keeps nvidia-smi, not always on PATH
+NO_CONDA = ", and conda-forge does not have the build of PyTorch that you chose"
 QUERY = "driver_version,compute_cap,memory.total,name"
 
 Builds = Mapping[str, Mapping[str, Any]]
@@ -51,6 +53,7 @@ class Nvidia(NamedTuple):
     gpus: tuple[Gpu, ...]
     driver: str
     reason: str
+    amd: tuple[str, ...] = ()  # where there is no nvidia-smi: AMD's GPUs, as the compiler calls them: gfx1100
 
 
 def ask(*command: str, limit_s: float = LIMIT_S) -> tuple[int | None, str]:
@@ -87,17 +90,28 @@ def ask(*command: str, limit_s: float = LIMIT_S) -> tuple[int | None, str]:
 def nvidia(limit_s: float = LIMIT_S) -> Nvidia:
     """The NVIDIA GPUs of this machine, as `nvidia-smi` lists them."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_DRIVER)
-    if program is None and AMD.exists():
-        reason = f"the GPU here is AMD's ({AMD}); PyTorch has builds for ROCm, which this template does not offer"
-        return Nvidia((), "", reason)
     if program is None:
-        return Nvidia((), "", "no nvidia-smi on this machine")
+        gpus = amd()
+        none = f"; AMD's driver is here ({AMD}), and lists no GPU" if AMD.exists() and not gpus else ""
+        return Nvidia((), "", f"no nvidia-smi on this machine{none}", gpus)
     status, output = ask(program, f"--query-gpu={QUERY}", "--format=csv,noheader", limit_s=limit_s)
     if status is not None and "compute_cap" in output and "not a valid field" in output:  # drivers before 510
         fields = QUERY.replace("compute_cap,", "")
         status, output = ask(program, f"--query-gpu={fields}", "--format=csv,noheader", limit_s=limit_s)
         output = re.sub(r"^([\d.]+), ", r"\1, [N/A], ", output, flags=re.MULTILINE)
     return parse_nvidia_smi(status, output)
+
+
+def amd() -> tuple[str, ...]:
+    """The GPUs that AMD's driver for computing lists, of which many are parts of processors."""
+    found = []
+    for file in sorted(AMD_NODES.glob("*/properties")) if AMD.exists() else []:
+        with suppress(OSError):  # a container may not read all of them
+            said = re.search(r"^gfx_target_version (\d{5,6})$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            if said:  # 110000 for gfx1100, 90010 for gfx90a, 0 for a processor
+                number = int(said[1])
+                found.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
+    return tuple(found)
 
 
 def parse_nvidia_smi(status: int | None, output: str) -> Nvidia:
@@ -117,17 +131,24 @@ def parse_nvidia_smi(status: int | None, output: str) -> Nvidia:
 
 
 def choose_cuda(
-    found: Nvidia, builds: Builds, system: str = platform.system(), processor: str = platform.machine()
+    found: Nvidia,
+    builds: Builds,
+    manager: str = "venv",
+    system: str = platform.system(),
+    processor: str = platform.machine(),
 ) -> Answer:
     """The build of PyTorch for these GPUs and this driver.
 
     Args:
         found: the answer of `nvidia`.
         builds: the table of cookiecutter.json.
+        manager: what makes the environment.
         system, processor: as `platform.system()` and `platform.machine()` name them.
     """
     if system == "Darwin":
         return Answer("cpu", "PyTorch for the Mac has one build, with Apple's GPUs (MPS) in it")
+    if found.amd:
+        return _choose_rocm(found, builds, manager, system, processor)
     if not found.gpus:
         return Answer("cpu", found.reason)
     candidates = [name for name, build in builds.items() if build.get("auto")]  # the newest CUDA last
@@ -151,12 +172,35 @@ def choose_cuda(
     return Answer("cpu", "; ".join(refusals) + remedy)
 
 
-def unfit(found: Nvidia, build: Mapping[str, Any], processor: str = platform.machine()) -> list[str]:
+def _choose_rocm(found: Nvidia, builds: Builds, manager: str, system: str, processor: str) -> Answer:
+    name, build = next((name, build) for name, build in builds.items() if "gfx" in build)
+    misfits = unfit(found, build, processor, system)
+    if misfits:
+        return Answer("cpu", f"{found.reason}; {name}: {'; '.join(misfits)}")
+    gpu = f"AMD's {next(gpu for gpu in found.amd if gpu in build['gfx'])}"
+    if manager == "conda":
+        remedy = "with env_manager=venv, uv or poetry it is " + name
+        return Answer("cpu", f"conda-forge has no build of PyTorch for {gpu}; {remedy}")
+    return Answer(name, f"{gpu}; the template's makers have not run this build")
+
+
+def unfit(
+    found: Nvidia,
+    build: Mapping[str, Any],
+    processor: str = platform.machine(),
+    system: str = platform.system(),
+) -> list[str]:
     """Why this build does not run on these GPUs with this driver and this processor; empty if it does."""
     arm = processor.lower() in ("aarch64", "arm64")
     limits = build.get("aarch64" if arm else "capability")
     reasons = []
-    if _version(found.driver) < _version(build.get("driver", "")):
+    if f"{system} {processor}" not in build.get("platforms", [f"{system} {processor}"]):
+        reasons.append(f"it is for {' and '.join(build['platforms'])}, and this is {system} {processor}")
+    if found.amd and "gfx" in build and not set(found.amd) & set(build["gfx"]):
+        reasons.append(f"no code for AMD's {', '.join(found.amd)}")
+    if found.gpus and "maker" in build:
+        reasons.append(f"it is for {build['maker']}'s GPUs, and here is {found.gpus[0].name}")
+    if found.gpus and _version(found.driver) < _version(build.get("driver", "")):
         reasons.append(f"driver {found.driver} is older than {build['driver']}, which CUDA {build['cuda']} needs")
     for gpu in dict.fromkeys(found.gpus):
         if gpu.capability is None or limits is None:
@@ -172,14 +216,16 @@ def unfit(found: Nvidia, build: Mapping[str, Any], processor: str = platform.mac
     return reasons
 
 
-def choose_manager() -> Answer:
-    """The first tool for environments that is here and runs."""
+def choose_manager(conda: bool = True) -> Answer:
+    """The first tool for environments that is here and runs; not conda, where conda-forge lacks the build."""
     for manager, programs in MANAGERS.items():
-        for program in programs:
+        for program in programs if conda or manager != "conda" else ():
             path = works(program)
             if path:
-                return Answer(manager, f"{path} is here")
-    return Answer("venv", "neither poetry, conda nor uv is here")
+                return Answer(manager, f"{path} is here" + ("" if conda else NO_CONDA))
+    return Answer(
+        "venv", "neither poetry, conda nor uv is here" if conda else f"neither poetry nor uv is here{NO_CONDA}"
+    )
 
 
 def works(program: str) -> str | None:
@@ -220,16 +266,20 @@ def author() -> dict[str, str]:
     return {question: text for question, text in known.items() if question in ("author_name", "author_email")}
 
 
-def detect(builds: Builds) -> dict[str, dict[str, Any]]:
-    """What the questions need of this machine: an answer to each `auto`, and which builds do not run here and why."""
-    manager, found = choose_manager(), nvidia()
+def detect(builds: Builds, conda: bool = True) -> dict[str, dict[str, Any]]:
+    """What the questions need of this machine: an answer to each `auto`, and which builds do not run here and why.
+
+    The build depends on the manager, which may be another one than is recommended: `cuda` has an answer for each.
+    """
+    manager, found = choose_manager(conda), nvidia()
+    cuda = {name: choose_cuda(found, builds, name) for name in (*MANAGERS, "venv")}
     recommended = {
         "python_version": choose_python(manager.answer),
         "env_manager": manager,
-        "cuda": choose_cuda(found, builds),
+        "cuda": cuda[manager.answer],
     }
-    misfits = {name: unfit(found, build) for name, build in builds.items()} if found.gpus else {}
-    return {"recommended": recommended, "misfits": misfits}
+    misfits = {name: unfit(found, build) for name, build in builds.items()}
+    return {"recommended": recommended, "cuda": cuda, "misfits": misfits}
 
 
 def facts() -> Iterator[tuple[str, str, str]]:
@@ -255,6 +305,8 @@ def facts() -> Iterator[tuple[str, str, str]]:
         for gpu in found.gpus:
             capability = ".".join(map(str, gpu.capability or ())) or "unknown"
             yield "GPU", f"{gpu.name}, compute capability {capability}, {gpu.memory_mib or '?'} MiB", "nvidia-smi"
+        for name in found.amd:
+            yield "GPU", f"AMD's {name}", str(AMD_NODES)
 
 
 def _english() -> dict[str, str]:

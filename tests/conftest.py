@@ -103,10 +103,16 @@ def choices() -> list[dict[str, str]]:
     return [{name: option} for name, options in CHOICES.items() for option in options]
 
 
+def fit(answers: Mapping[str, str]) -> bool:
+    """Together: conda-forge does not have each build of PyTorch."""
+    build = QUESTIONS["_builds"].get(answers.get("cuda"), {"conda": []})
+    return answers.get("env_manager") != "conda" or "conda" in build
+
+
 def pairs() -> Iterator[dict[str, str]]:
     """Every pair of choices. A project has many: each has as many new ones as can be, or there would be hundreds."""
     every = [(name, option) for name, options in CHOICES.items() for option in options]
-    new = [pair for pair in itertools.combinations(every, 2) if pair[0][0] != pair[1][0]]
+    new = [pair for pair in itertools.combinations(every, 2) if pair[0][0] != pair[1][0] and fit(dict(pair))]
     while new:
         answers = dict(new[0])
         for name in [name for name in CHOICES if name not in answers]:
@@ -114,6 +120,7 @@ def pairs() -> Iterator[dict[str, str]]:
             gain = {
                 option: sum(set(pair) <= known | {(name, option)} for pair in new if (name, option) in pair)
                 for option in CHOICES[name]
+                if fit({**answers, name: option})
             }
             answers[name] = max(gain, key=gain.__getitem__)
         new = [pair for pair in new if not set(pair) <= set(answers.items())]

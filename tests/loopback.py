@@ -14,23 +14,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# what PyTorch 2.13 asks for in these builds: it is on their indexes only
+TRITON = {"rocm7.2": "triton-rocm==3.7.1; platform_system == 'Linux'", "xpu": "triton-xpu==3.7.2"}
 
-def write_stub_torch(folder: Path, build: str, cuda: str | None, tag: str = "py3-none-any") -> None:
-    """A wheel that says it is this build of torch 2.13.0, and the index page that lists it."""
+
+def write_stub_torch(
+    folder: Path, build: str, cuda: str | None = None, tag: str = "py3-none-any", **versions: str
+) -> None:
+    """A wheel that says it is this build of torch 2.13.0, and the index page that lists it; with its Triton.
+
+    Args:
+        folder: of the package torch in the index of this build.
+        build, cuda, versions: as in torch.__version__ and torch.version.
+        tag: of the wheel.
+    """
+    said = "".join(f"{name} = {version!r}\n" for name, version in {"cuda": cuda, **versions}.items())
     files = {
         "torch/__init__.py": f"from . import cuda, version\n__version__ = '2.13.0+{build}'\n",
         "torch/cuda.py": "def is_available(): return False\n",
-        "torch/version.py": f"cuda = {cuda!r}\n",
+        "torch/version.py": said,
     }
-    write_stub(folder, "torch", f"2.13.0+{build}", files, tag)
+    requires = TRITON.get(build, "")
+    write_stub(folder, "torch", f"2.13.0+{build}", files, tag, requires)
+    if requires:
+        name, version = requires.partition(";")[0].split("==")
+        write_stub(folder.with_name(name), name, version, {"triton/__init__.py": ""})
 
 
-def write_stub(folder: Path, name: str, version: str, files: dict[str, str], tag: str = "py3-none-any") -> None:
-    """A wheel of these files, and the index page that lists it."""
-    wheel, info = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
+def write_stub(
+    folder: Path, name: str, version: str, files: dict[str, str], tag: str = "py3-none-any", requires: str = ""
+) -> None:
+    """A wheel of these files that requires this, and the index page that lists it."""
+    file_name = name.replace("-", "_")
+    wheel, info = folder / f"{file_name}-{version}-{tag}.whl", f"{file_name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": metadata + (f"Requires-Dist: {requires}\n" if requires else ""),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     lines = [

@@ -92,6 +92,20 @@ def test_a_refused_answer_gets_one_sentence_and_leaves_nothing(
     assert list(output.iterdir()) == []
 
 
+def test_a_build_that_conda_forge_lacks_is_refused_and_the_answer_that_is_named_gives_it(
+    template: Path, tmp_path: Path, config_file: Path
+) -> None:
+    command = f"{sys.executable} -m cookiecutter {template} --no-input --config-file {config_file} -o {tmp_path}"
+    printed = run(*command.split(), "cuda=rocm7.2", "env_manager=conda", cwd=tmp_path, expect=1).output
+    assert printed == (
+        "cuda=rocm7.2 needs env_manager=poetry, uv or venv, got conda: conda-forge has no such build of PyTorch. "
+        "Give env_manager=venv; in a project that is: make switch CUDA=rocm7.2 ENV=venv.\n"
+    )
+    assert not (tmp_path / "my-project").exists()
+    (named,) = re.findall(r"Give (\S+=\w+);", printed)
+    assert "my-project is ready:" in run(*command.split(), "cuda=rocm7.2", named, cwd=tmp_path).output
+
+
 def write_replay(template: Path, folder: Path, **given: str) -> Path:
     """A replay file with these answers as a person would have typed them: cookiecutter takes them as they are."""
     content = {name: value for name, value in QUESTIONS.items() if name != "__prompts__"}
@@ -139,6 +153,12 @@ IMPOSSIBLE = [
     ("package_name", "class", "package_name class is a keyword of Python. Try class_project."),
     ("license", "WTFPL", "license must be one of Apache-2.0, BSD-3-Clause, MIT, Proprietary, got 'WTFPL'. CHOOSE"),
     ("env_manager", "../../x", "env_manager must be one of auto, conda, poetry, uv, venv, got '../../x'. CHOOSE"),
+    (
+        "env_manager",
+        "conda",
+        "cuda=xpu needs env_manager=poetry, uv or venv, got conda: conda-forge has no such build of PyTorch. "
+        "Give env_manager=venv; in a project that is: make switch CUDA=xpu ENV=venv.",
+    ),
     ("ci", None, "ci must be one of github, gitlab, none, got None. CHOOSE"),
     ("profile", ["team"], "profile must be one of student, team, got ['team']. CHOOSE"),
     ("project_name", None, "project_name is empty. Give it a value, or press Enter to take the suggestion."),
@@ -150,7 +170,7 @@ IMPOSSIBLE = [
 def test_a_bad_replay_file_is_refused_and_leaves_nothing(
     template: Path, tmp_path: Path, config_file: Path, question: str, answer: object, sentence: str
 ) -> None:
-    replay = write_replay(template, tmp_path)
+    replay = write_replay(template, tmp_path, cuda="xpu")
     content = json.loads(replay.read_text())
     content["cookiecutter"][question] = answer
     replay.write_text(json.dumps(content))

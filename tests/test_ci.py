@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CHOICES, ENGINE, ROOT, Bake, Project, run
+from conftest import CHOICES, ENGINE, QUESTIONS, ROOT, Bake, Project, run
 
 TOOLS = Path(sys.executable).parent
 PATH = os.environ["PATH"]
@@ -141,12 +141,14 @@ def test_images_of_gitlab_are_pinned(bake: Bake, manager: str) -> None:
         assert re.fullmatch(re.escape(name) + r"[\w.-]+@sha256:[0-9a-f]{64}", each["IMAGE"]), each
 
 
-@pytest.mark.parametrize("manager", ["poetry", "uv", "conda"])
-def test_ci_makes_a_project_for_cuda_one_for_the_cpu(bake: Bake, env: dict[str, str], manager: str) -> None:
+@pytest.mark.parametrize(("manager", "cuda"), [
+    ("poetry", "cu130"), ("uv", "cu130"), ("conda", "cu130"), ("poetry", "rocm7.2"), ("uv", "xpu"), ("venv", "rocm7.2"),
+])  # fmt: skip
+def test_ci_makes_a_project_for_a_gpu_one_for_the_cpu(bake: Bake, env: dict[str, str], manager: str, cuda: str) -> None:
     wanted = bake(project_slug="same", env_manager=manager, ci="github", cuda="cpu", python_version="3.12")
     settings = {name: wanted.text(name) for name in ("pyproject.toml", "environment.yml") if name in wanted.files()}
     shutil.rmtree(wanted.path)
-    project = bake(project_slug="same", env_manager=manager, ci="github", cuda="cu130", python_version="3.11")
+    project = bake(project_slug="same", env_manager=manager, ci="github", cuda=cuda, python_version="3.11")
     # GNU make reads this file first: what it would install does not matter here
     (project.path / "GNUmakefile").write_text(
         "include Makefile\nenvironment: ; @echo $(BASE_PYTHON)\nsetup: ; @:\n", encoding="utf-8"
@@ -159,6 +161,12 @@ def test_ci_makes_a_project_for_cuda_one_for_the_cpu(bake: Bake, env: dict[str, 
     )
     printed = run("make", "ci-setup", cwd=project.path, env={**tools, "CI": "true", "PYTHON": "3.12"}).output
     assert printed.endswith("python3.12\n")
+    builds = QUESTIONS["_builds"]
+    settings["pyproject.toml"] = settings["pyproject.toml"].replace(  # the range stays
+        f'"torch{builds["cpu"]["torch"]}"', f'"torch{builds[cuda]["torch"]}"'
+    )
+    if "triton" in builds[cuda] and manager != "venv":
+        settings["pyproject.toml"] += "\n"  # that stood before what is taken away
     assert {name: project.text(name) for name in settings} == settings
 
 

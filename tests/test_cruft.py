@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +196,23 @@ def test_another_answer_gives_what_it_would_have_given_at_first(
     assert {name: runs(project, name) for name in wanted.files()} == {
         name: runs(wanted, name) for name in wanted.files()
     }
+
+
+def test_a_switch_to_what_conda_forge_lacks_is_refused_and_the_command_that_is_named_does_it(
+    create: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = create(**START | {"env_manager": "conda"})
+    before = content(project)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    printed = run("make", "switch", "CUDA=rocm7.2", cwd=project.path, expect=2).output
+    sentence = printed.splitlines()[0]
+    assert sentence.startswith("error: cuda=rocm7.2 needs env_manager=poetry, uv or venv, got conda: conda-forge has")
+    assert "Traceback" not in printed
+    assert content(project) == before
+    cuda, manager = re.findall(r"make switch CUDA=(\S+) ENV=(\w+)\.", sentence)[0]
+    run("sh", "scripts/switch.sh", cuda, manager, cwd=project.path)  # make would set it up, too
+    asked = tomllib.loads(project.text("pyproject.toml"))["tool"]["ml-template"]
+    assert (asked["cuda"], asked["env_manager"]) == ("rocm7.2", "venv")
 
 
 def test_another_license_changes_the_license_and_its_mentions(create: Callable[..., Project], cruft: Cruft) -> None:

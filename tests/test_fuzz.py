@@ -28,7 +28,7 @@ import cookiecutter.main
 import cookiecutter.utils
 import pytest
 import yaml
-from conftest import CHOICES, QUESTIONS, Bake, Project
+from conftest import CHOICES, QUESTIONS, Bake, Project, fit
 from cookiecutter.environment import StrictEnvironment
 from test_generation import assert_clean
 from test_terminal import NAMES as ASKED
@@ -217,7 +217,7 @@ def test_the_watch_sees_a_command_and_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_what_is_given_is_what_stands_in_the_files(place: Place, in_process: None, chunk: int) -> None:
     chance = start(chunk)
-    mixes = [{asked: chance.choice(choices) for asked, choices in CONCRETE.items()} for _ in range(MIXES)]
+    mixes = [mix(chance, CONCRETE) for _ in range(MIXES)]
     models = [Model.of(place.replay({**MARKS, **mix})) for mix in mixes]
     for number in range(GENERATIONS - TYPED):
         answers = given(chance)
@@ -240,10 +240,17 @@ def test_what_is_typed_is_what_stands_in_the_files(place: Place, chunk: int) -> 
 def test_any_mix_of_choices_gives_a_clean_project(bake: Bake, chunk: int) -> None:
     chance = start(chunk)
     for _ in range(SAMPLES):
-        answers = {asked: chance.choice(choices) for asked, choices in CHOICES.items()}
+        answers = mix(chance, CHOICES)
         project = bake(**answers)
         assert_clean(project, **answers)
         shutil.rmtree(project.path)
+
+
+def mix(chance: random.Random, choices: dict[str, list[str]]) -> Answers:
+    """A choice for each question; again, where two of them are refused together."""
+    while not fit(mixed := {asked: chance.choice(options) for asked, options in choices.items()}):
+        pass
+    return mixed
 
 
 def start(chunk: int) -> random.Random:

@@ -255,7 +255,7 @@ def test_a_folder_of_data_is_where_it_was_said_to_be(bake: Bake, typed: str, wri
     assert f'url = "{written}"\n' in bake(data_remote_url=typed).text(".dvc/config")
 
 
-def test_a_manager_brings_its_own_settings(bake: Bake) -> None:
+def test_a_manager_brings_its_own_settings(bake: Bake, tmp_path: Path) -> None:
     index = "http://127.0.0.1:1/mirror"
     poetry = tomllib.loads(bake(env_manager="poetry", cuda="cu126", pytorch_index=index).text("pyproject.toml"))["tool"]
     assert poetry["poetry"]["source"][1] == {
@@ -265,8 +265,29 @@ def test_a_manager_brings_its_own_settings(bake: Bake) -> None:
     }
     uv = tomllib.loads(bake(project_slug="b", env_manager="uv", cuda="cu130").text("pyproject.toml"))["tool"]
     assert uv["uv"]["index"][0]["url"] == "https://download.pytorch.org/whl/cu130"
+    assert "dependency-groups" not in tomllib.loads((tmp_path / "out/b/pyproject.toml").read_text(encoding="utf-8"))
     venv = tomllib.loads(bake(project_slug="c", env_manager="venv").text("pyproject.toml"))["tool"]
     assert not {"uv", "poetry"} & venv.keys()
+
+
+@pytest.mark.parametrize(("cuda", "triton", "versions"), [
+    ("rocm7.2", "triton-rocm", ">=3.7,<3.9"), ("xpu", "triton-xpu", ">=3.7,<3.8"),
+])  # fmt: skip
+def test_a_build_with_its_own_triton_takes_it_from_the_same_index(
+    bake: Bake, cuda: str, triton: str, versions: str
+) -> None:
+    marker = "sys_platform != 'darwin'"
+    poetry = tomllib.loads(bake(project_slug="a", env_manager="poetry", cuda=cuda).text("pyproject.toml"))
+    assert poetry["tool"]["poetry"]["source"][1]["url"] == f"https://download.pytorch.org/whl/{cuda}"
+    assert poetry["tool"]["poetry"]["group"]["triton"]["dependencies"] == {
+        triton: {"version": versions, "source": f"pytorch-{cuda}", "markers": marker}
+    }
+    uv = tomllib.loads(bake(project_slug="b", env_manager="uv", cuda=cuda).text("pyproject.toml"))
+    assert uv["dependency-groups"] == {"triton": [f"{triton}{versions}; {marker}"]}
+    assert uv["tool"]["uv"]["default-groups"] == ["triton"]
+    assert uv["tool"]["uv"]["sources"][triton] == {"index": "pytorch"}
+    for other in (poetry, uv):
+        assert triton not in json.dumps(other["project"])
 
 
 def nvidia_smi(folder: Path, line: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from ml_template import machine
+from ml_template import answers, machine
 
 BUILDS = json.loads((Path(__file__).resolve().parent.parent / "cookiecutter.json").read_text(encoding="utf-8"))[
     "_builds"
@@ -130,11 +131,98 @@ def test_the_build_follows_from_the_processor_too(case: Case) -> None:
     assert ("Update the driver" in reason) == ("is older than" in reason and answer == "cpu")
 
 
-def test_an_amd_gpu_is_named_as_what_is_not_offered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "AMD", path)
-    answer, reason = machine.choose_cuda(machine.nvidia(), BUILDS, system="Linux")
-    assert answer == "cpu"
-    assert reason == f"the GPU here is AMD's ({path}); PyTorch has builds for ROCm, which this template does not offer"
+# one node of AMD's kernel driver, as its documentation and its code have it; most lines are left out
+NODE = "cpu_cores_count {cores}\nsimd_count {simd}\ngfx_target_version {version}\nvendor_id {vendor}\ndevice_id 29772\n"
+NO_SMI = "no nvidia-smi on this machine"
+NOT_RUN = "the template's makers have not run this build"
+
+
+def amd_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, *versions: int) -> machine.Nvidia:
+    """What is found where AMD's driver lists a processor and GPUs of these versions, and no nvidia-smi is here."""
+    for number, version in enumerate((0, *versions)):
+        node = folder / f"kfd/nodes/{number}"
+        node.mkdir(parents=True)
+        text = NODE.format(cores=0 if version else 32, simd=192 if version else 0, version=version, vendor=4098)
+        (node / "properties").write_text(text)
+    monkeypatch.setattr(machine, "AMD", folder / "kfd")
+    monkeypatch.setattr(machine, "AMD_NODES", folder / "kfd/nodes")
+    return machine.nvidia()
+
+
+@pytest.mark.parametrize(("versions", "processor", "answer", "reason"), [
+    ([110000], "x86_64", "rocm7.2", f"AMD's gfx1100; {NOT_RUN}"),
+    ([90010] * 2, "x86_64", "rocm7.2", f"AMD's gfx90a; {NOT_RUN}"),
+    ([90402], "x86_64", "rocm7.2", f"AMD's gfx942; {NOT_RUN}"),
+    ([100306, 120001], "x86_64", "rocm7.2", f"AMD's gfx1201; {NOT_RUN}"),  # the first is a part of the processor
+    ([100306], "x86_64", "cpu", f"{NO_SMI}; rocm7.2: no code for AMD's gfx1036"),
+    ([110000], "aarch64", "cpu", f"{NO_SMI}; rocm7.2: it is for Linux x86_64, and this is Linux aarch64"),
+])  # fmt: skip
+def test_rocm_is_taken_where_it_has_code_for_a_gpu(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    versions: list[int], processor: str, answer: str, reason: str,
+) -> None:  # fmt: skip
+    found = amd_machine(tmp_path, monkeypatch, *versions)
+    for manager in ("venv", "uv", "poetry"):
+        assert machine.choose_cuda(found, BUILDS, manager, "Linux", processor) == (answer, reason)
+    assert machine.choose_cuda(found, BUILDS, "conda", "Linux", processor).answer == "cpu"
+
+
+def test_a_driver_of_amds_without_a_gpu_is_named(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, reason = machine.choose_cuda(amd_machine(tmp_path, monkeypatch), BUILDS, system="Linux")
+    assert (answer, reason) == ("cpu", f"{NO_SMI}; AMD's driver is here ({tmp_path / 'kfd'}), and lists no GPU")
+
+
+def test_nvidias_gpus_come_before_those_of_others(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(path, "nvidia-smi", "echo '580.65.06, 9.0, 81559 MiB, NVIDIA H100'")
+    found = amd_machine(tmp_path, monkeypatch, 110000)
+    assert machine.choose_cuda(found, BUILDS, system="Linux", processor="x86_64").answer == "cu130"
+    assert machine.unfit(found, BUILDS["rocm7.2"], "x86_64", "Linux") == [
+        "it is for AMD's GPUs, and here is NVIDIA H100"
+    ]
+    assert machine.unfit(found, BUILDS["xpu"], "AMD64", "Windows") == [
+        "it is for Intel's GPUs, and here is NVIDIA H100"
+    ]
+
+
+def recommended(**given: str) -> dict[str, str]:
+    """What becomes of answers that are `auto`, with the reasons, on the machine as it is detected now."""
+    questions = json.loads((Path(answers.__file__).parent.parent / "cookiecutter.json").read_text(encoding="utf-8"))
+    content = {name: value for name, value in questions.items() if name != "__prompts__"}
+    content |= {name: value[0] for name, value in content.items() if isinstance(value, list)}
+    content |= {"project_slug": "my-project", "package_name": "my_project", "data_remote_url": "../my-project-data"}
+    content |= {"_detected": machine.detect(BUILDS), **given}
+    answers.resolve(content)
+    return {name: str(content[name]) for name in ("env_manager", "cuda", "__why_env_manager", "__why_cuda")}
+
+
+@pytest.mark.skipif(platform.system() + platform.machine() != "Linuxx86_64", reason="ROCm's build is for that only")
+def test_conda_gets_no_build_that_conda_forge_lacks_and_the_reason_names_who_has_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amd_machine(tmp_path, monkeypatch, 110000)
+    fake(path, "conda", "exit 0")
+    got = recommended()
+    assert (got["env_manager"], got["cuda"]) == ("conda", "cpu")
+    reason = "conda-forge has no build of PyTorch for AMD's gfx1100; with env_manager=venv, uv or poetry it is rocm7.2"
+    assert got["__why_cuda"] == reason
+    for manager in ("venv", "uv", "poetry"):
+        got = recommended(env_manager=manager)
+        assert (got["cuda"], got["__why_cuda"]) == ("rocm7.2", f"AMD's gfx1100; {NOT_RUN}")
+    fake(path, "uv", "exit 0")
+    assert recommended(env_manager="conda")["cuda"] == "cpu"
+
+
+def test_auto_is_not_conda_for_a_build_that_conda_forge_lacks(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(path, "conda", "exit 0")
+    chosen = "and conda-forge does not have the build of PyTorch that you chose"
+    got = recommended(cuda="xpu")
+    assert (got["env_manager"], got["__why_env_manager"]) == ("venv", f"neither poetry nor uv is here, {chosen}")
+    fake(path, "uv", "exit 0")
+    got = recommended(cuda="rocm7.2")
+    assert (got["env_manager"], got["__why_env_manager"]) == ("uv", f"{path / 'uv'} is here, {chosen}")
+    assert recommended(cuda="cu130")["env_manager"] == "conda"
 
 
 def test_a_mac_takes_the_one_build_it_has() -> None:
@@ -224,6 +312,13 @@ def test_the_python_follows_from_what_is_here(
     got = machine.choose_python(manager, running)
     assert got.answer == answer
     assert got.reason.startswith(reason)
+
+
+def test_amds_gpus_are_among_the_facts_for_a_bug_report(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amd_machine(tmp_path, monkeypatch, 110000)
+    assert ("GPU", "AMD's gfx1100", str(tmp_path / "kfd/nodes")) in list(machine.facts())
 
 
 def test_the_facts_for_a_bug_report_name_their_sources(path: Path) -> None:

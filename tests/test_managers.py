@@ -24,6 +24,7 @@ from pip._internal.models.index import PyPI
 pytestmark = pytest.mark.slow
 
 CUDA_BUILDS = {"cu126": "12.6", "cu130": "13.0", "cu132": "13.2"}
+OTHER_BUILDS = {"rocm7.2": {"hip": "7.2.53211"}, "xpu": {"xpu": "20260000"}}  # with a Triton of their own
 LOCKS = {"poetry": "poetry.lock", "uv": "uv.lock"}
 ENGINE_INDEX = {  # the engine as a package, see test_engine_package.py
     "poetry": """
@@ -50,14 +51,14 @@ TOOLS = Path(sys.executable).parent  # poetry, uv and cruft are in the template'
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real CPU wheel if pip has one at hand, and stub wheels for the CUDA builds."""
+    """The real CPU wheel if pip has one at hand, and stub wheels for the other builds."""
     folder = tmp_path_factory.mktemp("index")
     cpu = folder / "cpu/torch"
     fetch_torch(cpu, running_python())
-    for build, cuda in CUDA_BUILDS.items():
-        write_stub_torch(
-            folder / build / "torch", build, cuda, f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
-        )
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
+    for build in (*CUDA_BUILDS, *OTHER_BUILDS):
+        versions = OTHER_BUILDS.get(build, {})
+        write_stub_torch(folder / build / "torch", build, CUDA_BUILDS.get(build), tag, **versions)
         write_page(next((folder / build / "torch").glob("*.whl")))
     build_engine(ROOT, folder / "engine/runengine")
     with serve(folder) as address:
@@ -235,6 +236,29 @@ def test_every_cuda_build_is_locked_from_its_own_index(
     assert f"2.13.0+{cuda}" in versions
     assert len(versions) == 2  # the other one is for the Mac
     assert f"{index}/{cuda}" in project.text(LOCKS[manager])
+
+
+@pytest.mark.parametrize(("manager", "cuda", "triton"), [
+    ("poetry", "rocm7.2", ("triton-rocm", "3.7.1")),
+    ("uv", "rocm7.2", ("triton-rocm", "3.7.1")),
+    ("uv", "xpu", ("triton-xpu", "3.7.2")),
+])  # fmt: skip
+def test_a_build_with_its_own_triton_is_locked_with_it(
+    template: Path, tmp_path: Path, config_file: Path, index: str, env: dict[str, str], asked: Path,
+    manager: str, cuda: str, triton: tuple[str, str],
+) -> None:  # fmt: skip
+    project = make(template, tmp_path, config_file, index, manager, cuda)
+    outside = {name: value for name, value in env.items() if name != "VIRTUAL_ENV"}
+    outside["POETRY_CACHE_DIR"] = str(asked)
+    run(TOOLS / manager, "lock", cwd=project.path, env=outside)
+    packages = tomllib.loads(project.text(LOCKS[manager]))["package"]
+    here = [package for package in packages if f"{index}/{cuda}" in json.dumps(package.get("source"))]
+    assert sorted((package["name"], package["version"]) for package in here) == [("torch", f"2.13.0+{cuda}"), triton]
+    run("make", "lock-fresh", cwd=project.path, env=outside)
+    plan = ["sync", "--dry-run", "--extra", "dev"] if manager == "uv" else ["install", "--dry-run", "--extras", "dev"]
+    planned = run(TOOLS / manager, *plan, cwd=project.path, env=outside).output
+    for name, version in (triton, ("torch", f"2.13.0+{cuda}")):
+        assert re.search(rf"\b{name}(==| \(){re.escape(version)}", planned), planned
 
 
 @pytest.mark.parametrize(("manager", "install"), [

@@ -23,6 +23,7 @@ def index(tmp_path: Path) -> Iterator[str]:
     write_stub_torch(tmp_path / "index/cpu/torch", "cpu", None)
     write_stub_torch(tmp_path / "index/cu126/torch", "cu126", None)
     write_stub_torch(tmp_path / "index/cu130/torch", "cu130", "13.0")
+    write_stub_torch(tmp_path / "index/rocm7.2/torch", "rocm7.2", hip="7.2.53211")
     (tmp_path / "index/empty").mkdir()
     with serve(tmp_path / "index") as address:
         yield address
@@ -65,6 +66,14 @@ def test_torch_comes_from_pytorchs_index_where_pip_has_none(setup: Setup, index:
         r"\nPyTorch +ok +PyTorch 2.13.0\+cpu, build cpu, as asked for\n", setup("cpu", **kept, LOCKED="1").output
     )
     assert list(installed.glob("lib/*/site-packages/torch/**/*.pyc"))  # in an image nobody could do it later
+
+
+@pytest.mark.slow
+def test_a_build_for_amd_is_known_to_the_doctor_and_comes_with_its_triton(setup: Setup, tmp_path: Path) -> None:
+    printed = setup("rocm7.2").output
+    assert re.search(r"\nPyTorch +ok +PyTorch 2.13.0\+rocm7.2, build rocm7.2, as asked for\n", printed)
+    assert re.search(r"\ndriver +skip +this build is for AMD's GPUs and needs no driver of NVIDIA's\n", printed)
+    assert list((tmp_path / "out/my-project/.venv").glob("lib/*/site-packages/triton_rocm-3.7.1.dist-info"))
 
 
 def test_another_build_than_the_one_asked_for_is_refused(setup: Setup) -> None:
@@ -195,6 +204,17 @@ def test_pip_writes_a_lock_and_installs_what_it_says(step: Setup, index: str, tm
     (project / "pylock.toml").unlink()
     step(INSTALL + READY + "setup.lock()")
     assert '"2.0"' in (project / "pylock.toml").read_text()
+
+
+@pytest.mark.slow
+def test_pip_locks_a_build_with_its_own_triton(step: Setup, index: str, tmp_path: Path) -> None:
+    settings = tmp_path / "out/my-project/pyproject.toml"
+    settings.write_text(settings.read_text().replace("cu130", "rocm7.2"))
+    step(NEW + NEWEST_PIP + INSTALL + READY + "setup.lock()")
+    locked = tomllib.loads((settings.parent / "pylock.toml").read_text())["packages"]
+    urls = {package["name"]: package["wheels"][0]["url"].partition("+")[0] for package in locked}
+    assert urls["torch"].startswith(f"{index}/rocm7.2/torch/torch-2.13.0")
+    assert urls["triton-rocm"] == f"{index}/rocm7.2/triton-rocm/triton_rocm-3.7.1-py3-none-any.whl"
 
 
 def test_a_lock_that_does_not_fit_is_not_used(step: Setup, tmp_path: Path) -> None:

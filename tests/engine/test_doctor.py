@@ -49,8 +49,9 @@ Gpus = tuple[tuple[str, str], ...]
 def torch_readings(gpus: Gpus, build: str = "cu126") -> dict[str, Reading]:
     """What the child reports where these GPUs are and nothing fails."""
     cuda = f"{build[2:-1]}.{build[-1]}" if build.startswith("cu") else None
+    versions = {"cuda": cuda, "hip": {"rocm7.2": "7.2.53211"}.get(build), "xpu": {"xpu": "20260000"}.get(build)}
     readings = {
-        "build": Reading({"version": f"2.13.0+{build}", "cuda": cuda, "num_threads": 1}),
+        "build": Reading({"version": f"2.13.0+{build}", **versions, "num_threads": 1}),
         "gpus": Reading({"gpus": gpus, "archs": CU126_ARCHS, "no_peer": [], "reason": ""}),
         "cpu fp32": Reading(1.4e-7),
     }
@@ -397,6 +398,88 @@ def test_gpus_that_pytorch_does_not_see_are_named(make: Make, monkeypatch: pytes
     assert_fails(check_devices.gpus(here), "can use none of the 1 GPUs: No CUDA GPUs are available")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert_fails(check_devices.gpus(here), "can use none", "unset CUDA_VISIBLE_DEVICES")
+
+
+RX_7900, MI250 = ("AMD Radeon RX 7900 XTX", "gfx1100"), ("AMD Instinct MI250X", "gfx90a")
+ARC = ("Intel(R) Arc(TM) B580 Graphics", "")
+ROCM_ARCHS = ["gfx90a", "gfx942", "gfx1030", "gfx1100"]
+
+
+def other_machine(make: Make, cuda: str, *gpus: tuple[str, str]) -> Machine:
+    """A project for AMD's or Intel's GPUs, where PyTorch sees these; NVIDIA's driver is not here."""
+    readings = torch_readings(gpus, cuda)
+    archs = ROCM_ARCHS if cuda == "rocm7.2" else []
+    readings["gpus"] = Reading({"gpus": gpus, "archs": archs, "no_peer": [], "reason": ""})
+    return make(cuda=cuda, torch=readings)
+
+
+@pytest.mark.parametrize(("cuda", "maker", "gpu"), [("rocm7.2", "AMD", RX_7900), ("xpu", "Intel", ARC)])
+def test_a_build_for_other_gpus_is_not_judged_by_nvidias_driver(
+    make: Make, cuda: str, maker: str, gpu: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    (tmp_path / "libcudart.so.11.0").touch()
+    here = other_machine(make, cuda, gpu)
+    assert_ok(check_devices.build(here), f"PyTorch 2.13.0+{cuda}, build {cuda}, as asked for")
+    assert check_devices.driver(here) == Result(
+        "skip", f"this build is for {maker}'s GPUs and needs no driver of NVIDIA's"
+    )
+    assert check_setup.libraries(here) == Result("skip", f"a build for {maker}'s GPUs loads no CUDA")
+    assert check_devices.gpu_memory(here) == Result(
+        "skip", f"only NVIDIA's driver is asked, and this build is for {maker}'s GPUs"
+    )
+    assert_ok(check_devices.gpus(here), gpu[0])
+    wrong = check_devices.build(make(cuda=cuda, torch=torch_readings((), "cpu")))
+    assert_fails(wrong, f"is the build cpu, but pyproject.toml asks for {cuda}", "make clean-env setup")
+    here = other_machine(make, cuda)
+    assert_fails(check_devices.gpus(here), f"PyTorch sees none of {maker}'s GPUs", "make switch CUDA=auto")
+    here.quick = True  # a setup on a login node, or of an image
+    assert check_devices.gpus(here).state == "skip"
+
+
+def test_amds_gpus_are_compared_with_the_code_of_the_wheel(make: Make) -> None:
+    assert check_devices.gpus(other_machine(make, "rocm7.2", RX_7900, MI250)).found == (
+        "AMD Radeon RX 7900 XTX, gfx1100; AMD Instinct MI250X, gfx90a"
+    )
+    part_of_processor = ("AMD Radeon Graphics", "gfx1036")
+    assert_fails(
+        check_devices.gpus(other_machine(make, "rocm7.2", RX_7900, part_of_processor)),
+        "wheel has no code for this GPU: AMD Radeon Graphics, gfx1036; it has gfx90a gfx942 gfx1030 gfx1100",
+    )
+
+
+def test_nobody_is_led_to_believe_that_lightning_trains_on_intels_gpus(make: Make) -> None:
+    here = other_machine(make, "xpu", ARC, ARC)
+    assert check_devices.gpus(here).found == (
+        f"{ARC[0]}; {ARC[0]}. Lightning has no accelerator for them: a training uses the CPU"
+    )
+    assert check_computing.together(here) == Result("skip", "no training uses Intel's GPUs")
+
+
+@pytest.mark.parametrize(("versions", "device", "gpus", "kinds"), [
+    ({"cuda": None, "hip": "7.2.53211"}, "cuda", [["AMD GPU", "gfx90a"]], ["fp32", "bf16", "fp16"]),
+    ({"cuda": None, "xpu": "20260000"}, "xpu", [["Intel GPU", ""]], ["fp32", "bf16", "fp16"]),
+])  # fmt: skip
+def test_what_other_builds_of_pytorch_say_is_read(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, Any], device: str, gpus: list[Any], kinds: list[str]
+) -> None:
+    """Where PyTorch's own functions answer as they are documented to for one such GPU."""
+    import torch
+
+    for name, version in versions.items():
+        monkeypatch.setattr(torch.version, name, version)
+    about = SimpleNamespace(gcnArchName="gfx90a:sramecc+:xnack-")
+    answers = {
+        "is_available": True, "device_count": 1, "get_device_name": gpus[0][0], "get_device_properties": about,
+        "get_arch_list": ["gfx90a"],
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(getattr(torch, device), name, lambda *_, answer=answer: answer)
+    found = {name: Reading(step()) for name, step in collect_torch.torch_steps() if name in ("build", "gpus")}
+    assert {name: found["build"].value[name] for name in versions} == versions
+    assert found["gpus"].value["gpus"] == gpus
+    names = [name for name, _ in collect_torch.torch_steps()]
+    assert {f"{device}:0 {kind}" for kind in kinds} < set(names)
 
 
 def test_products_are_compared_with_float64(make: Make) -> None:

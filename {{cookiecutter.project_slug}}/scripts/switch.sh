@@ -15,5 +15,13 @@ answers=
 command -v cruft >/dev/null || fail "cruft is not here. Run: pipx install cruft"
 [ -f .cruft.json ] || fail "this project does not know its template. Run: cruft link, with the address of the template"
 commit=$(sed -n 's/^ *"commit": "\(.*\)",*$/\1/p' .cruft.json)
-cruft update --skip-apply-ask --checkout "$commit" --variables-to-update "{$answers}"
+export TYPER_STANDARD_TRACEBACK=1 _TYPER_STANDARD_TRACEBACK=1 # cruft prints answers that the template refuses as one
+exec 3>&1
+if ! said=$(cruft update --skip-apply-ask --checkout "$commit" --variables-to-update "{$answers}" 2>&1 >&3); then
+    refused=$(printf '%s\n' "$said" | sed -n 's/^.*FailedHookException: //p')
+    [ -z "$refused" ] || fail "$refused"
+    printf '%s\n' "$said" >&2
+    exit 1
+fi
+printf '%s\n' "$said" >&2
 rm -rf .venv .conda poetry.lock uv.lock conda-lock.txt pylock.toml

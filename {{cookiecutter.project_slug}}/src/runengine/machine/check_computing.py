@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 
-from .checks import REBUILD, NotRead, Result, fail, ok, skip, value
+from .checks import REBUILD, NotRead, Result, fail, ok, other_maker, skip, value
 from .collect_env import Machine
 from .collect_torch import TERMS, TERMS_OF_CONVOLUTION
 from .products import DTYPES, rounding
@@ -81,6 +81,8 @@ def compiling(machine: Machine) -> Result:
 def together(machine: Machine) -> Result:
     seen = value(machine.torch, "gpus")
     num = len(seen["gpus"])
+    if other_maker(machine) == "Intel":
+        return skip("no training uses Intel's GPUs")
     if num < 2:
         return skip("there are fewer than two GPUs")
     if error := machine.collective["collective"].error:
@@ -96,7 +98,7 @@ def together(machine: Machine) -> Result:
 def pinned(machine: Machine) -> Result:
     names = [name for name in machine.torch if " pinned" in name]
     if not names:
-        return skip("there is no GPU")
+        return skip("no training uses Intel's GPUs" if other_maker(machine) == "Intel" else "there is no GPU")
     bad = [name for name in names if machine.torch[name].error or not machine.torch[name].value]
     if bad:
         said = machine.torch[bad[0]].error or "the copy differs from the original"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from ..settings.console import size
-from .checks import REBUILD, NotRead, Result, fail, ok, skip, value, version
+from .checks import REBUILD, NotRead, Result, fail, no_gpu, ok, other_maker, skip, value, version
 from .collect_env import Machine
 from .readings import Reading
 
@@ -20,7 +21,7 @@ def build(machine: Machine) -> Result:
     if reading.error:
         return fail(f"PyTorch cannot be loaded: {reading.error}", "nothing can be trained", REBUILD)
     torch = value(machine.torch, "build")
-    found = "cu" + torch["cuda"].replace(".", "") if torch["cuda"] else "cpu"
+    found = build_of(torch)
     if found == "cpu" and not (machine.quick and asked == "cpu") and machine.gpus:  # a setup allows it
         return fail(
             f"CPU wheel on a GPU machine: PyTorch {torch['version']}, but {machine.gpus[0][0]} is here",
@@ -36,6 +37,15 @@ def build(machine: Machine) -> Result:
     return ok(f"PyTorch {torch['version']}, build {found}, as asked for")
 
 
+def build_of(torch: dict[str, Any]) -> str:
+    """What PyTorch's index calls the build with these versions."""
+    if torch["hip"]:
+        return "rocm" + ".".join(torch["hip"].split(".")[:2])
+    if torch["xpu"]:
+        return "xpu"
+    return "cu" + torch["cuda"].replace(".", "") if torch["cuda"] else "cpu"
+
+
 def same_build(found: str, asked: str, *, conda: bool) -> bool:
     """Conda's builds have another minor version of CUDA (12.9 for cu126): there the major one counts."""
     return found == asked or (conda and found[:-1] == asked[:-1] != "cp")
@@ -45,6 +55,8 @@ def driver(machine: Machine) -> Result:
     least = machine.asked["driver"]
     if machine.asked["cuda"] == "cpu":
         return skip("a CPU build needs no driver")
+    if maker := other_maker(machine):
+        return skip(f"this build is for {maker}'s GPUs and needs no driver of NVIDIA's")
     own = {name: reading for name, reading in machine.nvml.items() if re.fullmatch(r"driver|GPU \d+", name)}
     broken = next((f"{name}: {reading.error}" for name, reading in own.items() if reading.error), "")
     elsewhere = "Fine on a login node: this build finds one where the project runs"
@@ -70,6 +82,8 @@ def driver(machine: Machine) -> Result:
 
 
 def gpus(machine: Machine) -> Result:
+    if maker := other_maker(machine):
+        return gpus_of(maker, machine)
     if machine.asked["cuda"] == "cpu" or not machine.gpus:
         return skip("a CPU build uses no GPU" if machine.asked["cuda"] == "cpu" else "there is no GPU")
     seen = value(machine.torch, "gpus")
@@ -91,6 +105,30 @@ def gpus(machine: Machine) -> Result:
     return ok("; ".join(f"{name}, compute capability {capability}" for name, capability in seen["gpus"]))
 
 
+def gpus_of(maker: str, machine: Machine) -> Result:
+    """What PyTorch sees of AMD's or Intel's GPUs; nobody else is asked."""
+    seen = value(machine.torch, "gpus")
+    reason = f": {seen['reason']}" if seen["reason"] else ""
+    if not seen["gpus"] and machine.quick:  # a setup may run elsewhere
+        return skip(f"PyTorch sees none of {maker}'s GPUs{reason}. Fine where none is, as on a login node")
+    if not seen["gpus"]:
+        return fail(
+            f"PyTorch sees none of {maker}'s GPUs, and the project asks for their build{reason}",
+            "training uses the CPU only",
+            "# Is the driver loaded, and are you in the groups `render` and `video` (Linux)? On a machine without such "
+            "a GPU:\nmake switch CUDA=auto",
+        )
+    for name, architecture in seen["gpus"]:
+        if seen["archs"] and architecture not in seen["archs"]:
+            return fail(
+                f"wheel has no code for this GPU: {name}, {architecture}; it has {' '.join(seen['archs'])}",
+                "every computation there fails",
+                "make switch CUDA=auto",
+            )
+    said = "; ".join(", ".join(filter(None, gpu)) for gpu in seen["gpus"])
+    return ok(said + (". Lightning has no accelerator for them: a training uses the CPU" if maker == "Intel" else ""))
+
+
 def has_code(capability: str, archs: list[str], limits: str) -> bool:
     """By the list of the wheel (`sm_90`: for 9.0 and later minors; `compute_90`: and for all later ones), else by the
     limits of the build, such as `5.0-9.0` or `7.5-`."""
@@ -108,7 +146,7 @@ def has_code(capability: str, archs: list[str], limits: str) -> bool:
 
 def gpu_memory(machine: Machine) -> Result:
     if not machine.gpus:
-        return skip("there is no GPU")
+        return no_gpu(machine)
     said = []
     for name in machine.nvml:
         gpu, about, _ = name.partition(" memory")
@@ -130,7 +168,7 @@ def gpu_memory(machine: Machine) -> Result:
 
 def gpu_clocks(machine: Machine) -> Result:
     if not machine.gpus:
-        return skip("there is no GPU")
+        return no_gpu(machine)
     for name in machine.nvml:
         gpu, about, _ = name.partition(" clocks")
         if not about:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .checks import NotRead, Result, fail, ok, skip, value
+from .checks import NotRead, Result, fail, no_gpu, ok, skip, value
 from .collect_env import Machine
 
 # NVIDIA's "XID Errors": those that speak of the card, not of the program that ran
@@ -24,7 +24,7 @@ BUSY = 2  # performance states up to it: above, an idle card has slowed down its
 def gpu_errors(machine: Machine) -> Result:
     """Rows of memory, uncorrectable errors, and what the kernel's log has of the driver's XIDs."""
     if not machine.gpus:
-        return skip("there is no GPU")
+        return no_gpu(machine)
     said = []
     for index, state in _states(machine):
         pending, failed = state.get("remapped", (0, 0))
@@ -62,7 +62,7 @@ def gpu_errors(machine: Machine) -> Result:
 def gpu_link(machine: Machine) -> Result:
     """Is each card connected as fast as it can be?"""
     if not machine.gpus:
-        return skip("there is no GPU")
+        return no_gpu(machine)
     said = []
     for index, state in _states(machine):
         lanes, most = state.get("lanes", (0, 0))
@@ -89,7 +89,7 @@ def gpu_link(machine: Machine) -> Result:
 def gpu_modes(machine: Machine) -> Result:
     """Is anything switched on that keeps a training out, or slows it down?"""
     if not machine.gpus:
-        return skip("there is no GPU")
+        return no_gpu(machine)
     said = []
     for index, state in _states(machine):
         mig, wanted = state.get("mig", (0, 0))

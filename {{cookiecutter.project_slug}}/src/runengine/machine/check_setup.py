@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import manifest
 from ..settings import project
-from .checks import REBUILD, Result, fail, ok, skip, value, version
+from .checks import REBUILD, Result, fail, ok, other_maker, skip, value, version
 from .collect_env import Machine
 from .readings import Reading, ask
 
@@ -84,6 +84,8 @@ def engine(machine: Machine) -> Result:
 def libraries(machine: Machine) -> Result:
     if machine.asked["cuda"] == "cpu":
         return skip("a CPU build loads no CUDA")
+    if maker := other_maker(machine):
+        return skip(f"a build for {maker}'s GPUs loads no CUDA")
     folders = [Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
     for folder in folders:
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -44,6 +44,18 @@ def fail(found: str, why: str, fix: str) -> Result:
     return Result("fail", found, why, fix)
 
 
+def other_maker(machine: Machine) -> str:
+    """Who makes the GPUs that the project's build is for, if not NVIDIA: their drivers are not asked."""
+    asked = machine.asked["cuda"]
+    return "AMD" if asked.startswith("rocm") else "Intel" if asked == "xpu" else ""
+
+
+def no_gpu(machine: Machine) -> Result:
+    """NVIDIA's driver lists none."""
+    maker = other_maker(machine)
+    return skip(f"only NVIDIA's driver is asked, and this build is for {maker}'s GPUs" if maker else "there is no GPU")
+
+
 def value(readings: dict[str, Reading], name: str) -> Any:
     if name not in readings:
         last = list(readings.values())[-1].error if readings else ""

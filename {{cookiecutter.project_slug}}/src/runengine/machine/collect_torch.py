@@ -45,6 +45,8 @@ def _torch_build() -> dict[str, Any]:
     return {
         "version": str(torch.__version__),
         "cuda": torch.version.cuda,
+        "hip": getattr(torch.version, "hip", None),
+        "xpu": getattr(torch.version, "xpu", None),
         "num_threads": torch.get_num_threads() if hasattr(torch, "get_num_threads") else None,
     }
 
@@ -52,29 +54,44 @@ def _torch_build() -> dict[str, Any]:
 def _torch_gpus() -> dict[str, Any]:
     import torch
 
+    if getattr(torch.version, "xpu", None):
+        gpus = [[torch.xpu.get_device_name(index), ""] for index in range(torch.xpu.device_count())]
+        return {"gpus": gpus, "archs": [], "no_peer": [], "reason": ""}
     count, reason = 0, ""
-    if torch.version.cuda and torch.cuda.is_available():
+    has_gpus = torch.version.cuda or getattr(torch.version, "hip", None)
+    if has_gpus and torch.cuda.is_available():
         count = torch.cuda.device_count()
-    elif torch.version.cuda:
+    elif has_gpus:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except Exception as error:  # its message is the reading
             reason = first_line(error)
-    capabilities = ["{}.{}".format(*torch.cuda.get_device_capability(index)) for index in range(count)]
     return {
-        "gpus": [[torch.cuda.get_device_name(index), capability] for index, capability in enumerate(capabilities)],
+        "gpus": [[torch.cuda.get_device_name(index), _architecture(index)] for index in range(count)],
         "archs": torch.cuda.get_arch_list() if count else [],
         "no_peer": [pair for pair in permutations(range(count), 2) if not torch.cuda.can_device_access_peer(*pair)],
         "reason": reason,
     }
 
 
+def _architecture(index: int) -> str:
+    """The compute capability of a GPU; of AMD's what their compiler calls it, such as gfx1100."""
+    import torch
+
+    if torch.version.cuda:
+        return "{}.{}".format(*torch.cuda.get_device_capability(index))
+    name: str = torch.cuda.get_device_properties(index).gcnArchName  # gfx90a:sramecc+:xnack-
+    return name.partition(":")[0]
+
+
 def _devices() -> list[torch.device]:
     import torch
 
     names = ["cpu"]
-    if torch.version.cuda and torch.cuda.is_available():
+    if torch.cuda.is_available():  # AMD's GPUs, too
         names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    elif getattr(torch.version, "xpu", None) and torch.xpu.is_available():
+        names += [f"xpu:{index}" for index in range(torch.xpu.device_count())]
     elif torch.backends.mps.is_available():
         names.append("mps")
     return [torch.device(name) for name in names]

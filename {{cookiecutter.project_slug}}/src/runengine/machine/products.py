@@ -56,7 +56,7 @@ def dtypes(device: torch.device, *, fast: bool) -> list[str]:
         # not fp16: without units for it, a product took 230 times as long as in fp32 (2048^3, AMD EPYC, torch 2.13)
         has = torch.cpu.get_capabilities() if fast else {}
         return ["fp32", "bf16"] if not fast or any(has.get(units) for units in BF16_UNITS) else ["fp32"]
-    if torch.version.hip:
+    if torch.version.hip or device.type == "xpu":
         return ["fp32", "bf16", "fp16"]
     capability = torch.cuda.get_device_capability(device)
     return [name for name, dtype in DTYPES.items() if capability >= (dtype.fast_since if fast else dtype.since)]
