@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHOICES, QUESTIONS, Bake, extra, link_environment, run, without
+from conftest import CHOICES, QUESTIONS, Bake, extra, fit, link_environment, run, without
 from packaging.requirements import Requirement
 
 MACHINES = {
@@ -29,8 +29,12 @@ print(tf.__version__, one, other)
 """
 
 
-@pytest.mark.parametrize("manager", CHOICES["env_manager"][1:])
-@pytest.mark.parametrize("cuda", CHOICES["cuda"][1:])
+@pytest.mark.parametrize(("cuda", "manager"), [
+    (cuda, manager)
+    for cuda in CHOICES["cuda"][1:]
+    for manager in CHOICES["env_manager"][1:]
+    if fit({"cuda": cuda, "env_manager": manager})
+])  # fmt: skip
 def test_the_extra_brings_cuda_only_next_to_the_same_cuda_from_pip(bake: Bake, cuda: str, manager: str) -> None:
     """Two packages that install the same libnccl.so.2 would be there otherwise."""
     wanted = [Requirement(line) for line in extra(bake(cuda=cuda, env_manager=manager).path, "tensorflow")]
