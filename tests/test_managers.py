@@ -179,6 +179,8 @@ def keep_wheels_and_set_up_without_an_index(project: Project, env: dict[str, str
         wheel.unlink()
     refused = run(*make, cwd=project.path, env=no_network, expect=2).output
     assert f"{lost[0]} is missing, with {len(lost) - 1} more. {again}" in refused
+    run("make", "pull", cwd=project.path, env=env)
+    assert not lost[0].exists()  # it is large, and comes by its name alone
     run(project.path / ".venv/bin/dvc", "pull", "--force", "wheelhouse", cwd=project.path, env=env)
     assert {file.name for file in (project.path / "wheelhouse").iterdir()} == wheels
 
