@@ -506,6 +506,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SKIP_IS_FAILURE] = os.environ.get("CI") == "true"
     # the workers share the cores: a training whose threads are more than the free cores takes three times as long
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("ARGS", None)  # of `make test`, not of what the tests make
 
 
 NO_ENGINE = "no engine for containers runs here, and none can be started"  # a machine for CI may be a container itself
